@@ -1,0 +1,155 @@
+"""The policies of all image views of a recipe: parameters in the worker, pixels on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilum.augment import paired, reference
+from hilum.augment.draw import Draw
+from hilum.augment.policy import Policy
+from hilum.core.errors import HilumError
+from hilum.core.types import Batch, Meta, Sample, View, ViewGeometry
+
+Norm = tuple[Sequence[float], Sequence[float]]
+
+
+class Augmenter:
+    """Draws and applies the ``augment`` section for every view of ``views`` that has a ``size``.
+
+    ``views`` and ``augment`` are a recipe's sections; ``norm`` gives each image view's (mean, std) for values in
+    [0, 1]. ``image/1`` reads ``image`` where there is no stored view of its own and draws as view 1; views whose names
+    share a number share their draw. A view called ``mask`` (or ``mask/1``) follows the image of its number with
+    nearest interpolation; outside stands ``views.mask.ignore_index`` (255). ``targets["boxes"]`` (B, N, 4) and
+    ``targets["keypoints"]`` (B, N, 2) follow ``image``; ``keypoint_swaps`` exchanges rows under a left-right flip.
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, Mapping[str, Any]],
+        augment: Mapping[str, Any],
+        *,
+        norm: Mapping[str, Norm],
+        lateral: bool = False,
+        keypoint_swaps: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        self.masks = {name: view for name, view in views.items() if _base(name) == "mask"}
+        self.swaps = tuple(keypoint_swaps)
+        self._policies: dict[tuple[str, bool], Policy] = {}
+        self.norm: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+        for name, view in views.items():
+            if name in self.masks or "size" not in view:
+                continue
+            given = norm.get(name, norm.get(_base(name)))
+            if given is None:
+                raise HilumError(f"view {name!r} has no mean and std", where="norm", fix=f"known: {sorted(norm)}")
+            policy = Policy(
+                augment,
+                size=view["size"],
+                channels=int(view.get("channels", 3)),
+                mean=given[0],
+                std=given[1],
+                train=True,
+                lateral=lateral,
+            )
+            self._policies |= {(name, True): policy, (name, False): policy.eval()}
+            self.norm[name] = policy.mean, policy.std
+        self.views = tuple(self.norm)
+        if orphans := [name for name in self.masks if self._image_of(name) is None]:
+            raise HilumError(f"view {orphans[0]!r} has no image to follow", where="views", fix="add the image view")
+
+    def policy(self, view: str = "image", *, train: bool) -> Policy:
+        """The policy of one view."""
+        return self._policies[view, train]
+
+    def explain(self) -> str:
+        """Every view's plan, for training and for evaluation."""
+        return "\n\n".join(f"{view}: {self._policies[view, t].explain()}" for view in self.views for t in (True, False))
+
+    def draw(self, sample: Sample, *, train: bool) -> Sample:
+        """Sets ``meta.extra["draws"][view]``, JSON-able, for every image view the sample has; returns the sample."""
+        draws = {}
+        for view in self.views:
+            source = sample.views.get(view, sample.views.get(_base(view)))
+            if source is not None:
+                draws[view] = self._draw(view, sample.meta, source.shape[-2:], train).to_json()
+        sample.meta.extra["draws"] = draws
+        return sample
+
+    def apply(self, batch: Batch, *, train: bool) -> Batch:
+        """Stored views -> dense normalised ones, with ``norm``, ``meta[b].geometry`` and whatever follows the image.
+
+        Draws made by :meth:`draw` are used; missing ones are made here, which gives the same numbers.
+        """
+        views: dict[str, View] = dict(batch.views)
+        drawn: dict[str, list[Draw]] = {}
+        for view in self.views:
+            images = batch.views.get(view, batch.views.get(_base(view)))
+            if images is None:
+                raise HilumError(f"the batch has no view {view!r}", fix=f"it has {sorted(batch.views)}")
+            rows = list(reference.rows_of(images))
+            drawn[view] = [self._stored(view, m, x, train) for m, x in zip(batch.meta, rows, strict=True)]
+            views[view] = reference.apply(images, drawn[view], batch.meta, self._policies[view, train], view=view)
+        for name, view_config in self.masks.items():
+            if name in batch.views:
+                ignore = int(view_config.get("ignore_index", 255))
+                views[name] = paired.masks(batch.views[name], drawn[str(self._image_of(name))], ignore_index=ignore)
+        metas = [
+            self._located(meta, {view: draws[b] for view, draws in drawn.items()}) for b, meta in enumerate(batch.meta)
+        ]
+        done = batch.with_(views=views, meta=metas, norm={**batch.norm, **self.norm})
+        return self._targets(done) if "image" in drawn else done
+
+    def _draw(self, view: str, meta: Meta, size: Sequence[int], train: bool) -> Draw:
+        stats = reference.view_extra(meta, view).get("stats")
+        policy = self._policies[view, train]
+        return policy.draw(meta.key, source_size=size, view=_number(view), stats=stats)
+
+    def _stored(self, view: str, meta: Meta, image: Tensor, train: bool) -> Draw:
+        stored = meta.extra.get("draws", {}).get(view)
+        return Draw.from_json(stored) if stored else self._draw(view, meta, image.shape[1:], train)
+
+    def _image_of(self, mask: str) -> str | None:
+        number = _number(mask)
+        return next((view for view in self.views if _number(view) == number and _base(view) == "image"), None)
+
+    @staticmethod
+    def _located(meta: Meta, draws: Mapping[str, Draw]) -> Meta:
+        geometry = dict(meta.geometry)
+        for view, draw in draws.items():
+            before = geometry.get(view) or geometry.get(_base(view)) or ViewGeometry(draw.size, draw.source_size)
+            now = draw.geometry()
+            geometry[view] = replace(
+                before, size=now.size, source_size=now.source_size, matrix=now.matrix, flips=now.flips
+            )
+        return replace(meta, geometry=geometry)
+
+    def _targets(self, batch: Batch) -> Batch:
+        targets, valid = dict(batch.targets), dict(batch.valid)
+        for name in ("boxes", "keypoints"):
+            if name not in targets:
+                continue
+            moved, kept = [], []
+            for row, meta in zip(targets[name].cpu().double().numpy(), batch.meta, strict=True):
+                where = meta.geometry["image"]
+                m, k = paired.boxes(row, where) if name == "boxes" else paired.keypoints(row, where, swaps=self.swaps)
+                moved.append(m)
+                kept.append(k)
+            targets[name] = torch.from_numpy(np.stack(moved)).to(targets[name])
+            inside = torch.from_numpy(np.stack(kept)).to(targets[name].device)
+            valid[name] = inside & valid[name].bool() if name in valid else inside
+        return batch.with_(targets=targets, valid=valid)
+
+
+def _base(view: str) -> str:
+    return view.partition("/")[0]
+
+
+def _number(view: str) -> int:
+    number = view.partition("/")[2]
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,91 @@
+"""Runs the loop: devices, strategies, precision, signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as lightning
+
+from hilum.core.loop import Loop
+
+SIGNAL_EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def fit(
+    loop: Loop, *, devices: int | str = 1, strategy: str = "auto", precision: str = "32-true", accelerator: str = "auto"
+) -> None:
+    """Run the loop to its end or to a signal; raises the failure that ended it, after a checkpoint was written."""
+    if loop.position.step >= loop.settings.total_steps:
+        loop.stop_reason = "finished"
+        return
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    trainer = lightning.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=_strategy(strategy, devices),
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        barebones=False,
+    )
+    with _signals(loop):
+        trainer.fit(loop)
+    for hook in loop.hooks:
+        hook.on_fit_end(loop)
+    if loop.failure is not None:
+        raise loop.failure
+
+
+def _strategy(name: str, devices: int | str) -> Any:
+    if name == "fsdp2":
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        # Lightning's "auto" would make every local rank a tensor-parallel one and shard nothing.
+        ranks = int(os.environ.get("WORLD_SIZE", devices if isinstance(devices, int) else 1))
+        return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    if name == "ddp":
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(broadcast_buffers=False)
+    return name
+
+
+@contextmanager
+def _signals(loop: Loop) -> Iterator[None]:
+    """SIGTERM and SIGINT end the run after the current step, with a checkpoint; a second one ends it at once."""
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if loop.stop_signal is not None:
+            raise KeyboardInterrupt
+        loop.stop_signal = number
+
+    def install() -> None:
+        for number in SIGNAL_EXIT:
+            signal.signal(number, note)
+
+    before = {number: signal.getsignal(number) for number in SIGNAL_EXIT}
+    loop.install_signals = install
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,203 @@
+"""Finds what installed distributions declare, by name, without importing it until it is asked for.
+
+A distribution points the entry point group ``hilum.plugins`` at a data-only module ``_manifest`` with
+``DISTRIBUTION: str`` and ``ENTRIES: {kind: {name: target | {"target", "help", "extra", "requires"}}}``. A target is
+``package.module:attribute``, or for recipes a path beside the manifest. A name that ends in ``/*`` is a family: the rest
+of the asked name is passed to the factory as its first argument.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hilum.core.errors import HilumError, MissingExtra, nearest
+
+KINDS = (
+    "recipe objective encoder language chat adapter head source plan intake dataset preset record-op benchmark probe "
+    "expert reward verb"
+).split()
+GROUP = "hilum.plugins"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name. ``requires`` are import names that must be installed; ``extra`` installs them."""
+
+    kind: str
+    name: str
+    target: Any
+    owner: str
+    folder: Path | None = None
+    help: str = ""
+    extra: str = ""
+    requires: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """File of a recipe."""
+        assert isinstance(self.target, str)
+        path = Path(self.target)
+        return path if path.is_absolute() or self.folder is None else self.folder / path
+
+    def missing(self) -> list[str]:
+        """Required packages that are not installed."""
+        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+
+    def load(self) -> Any:
+        """Import the target; :class:`MissingExtra` where a required package is absent."""
+        for name in self.missing():
+            raise MissingExtra(name, extra=self.extra or "all", wanted_by=f"{self.kind} {self.name!r}")
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise HilumError(
+                f"{self.kind} {self.name!r} is declared but cannot be imported: {error}",
+                where=f"{self.owner}: {self.target}",
+                fix="update that distribution, or correct its _manifest.py",
+            ) from error
+
+
+@dataclass
+class Registry:
+    """All entries of all installed distributions, plus those registered by Python code in this process."""
+
+    local: dict[tuple[str, str], Entry] = field(default_factory=dict)
+
+    @cached_property
+    def installed(self) -> dict[tuple[str, str], Entry]:
+        found: dict[tuple[str, str], Entry] = {}
+        points = {p.value: p for p in importlib.metadata.entry_points(group=GROUP)}
+        for point in sorted(points.values(), key=lambda p: p.value):
+            module = importlib.import_module(point.value)
+            folder = Path(module.__file__).parent if module.__file__ else None
+            for entry in self.read_manifest(module.DISTRIBUTION, module.ENTRIES, folder):
+                self._add(found, entry)
+        return found
+
+    @staticmethod
+    def read_manifest(owner: str, entries: Mapping[str, Mapping[str, Any]], folder: Path | None) -> Iterator[Entry]:
+        """Entries of one manifest; an unknown kind is an error."""
+        for kind, named in entries.items():
+            if kind not in KINDS:
+                raise HilumError(f"unknown kind {kind!r} in the manifest of {owner}", fix=nearest(kind, KINDS))
+            for name, value in named.items():
+                options = {"target": value} if isinstance(value, str) else dict(value)
+                options["requires"] = tuple(options.get("requires", ()))
+                yield Entry(kind=kind, name=name, owner=owner, folder=folder, **options)
+
+    @staticmethod
+    def _add(found: dict[tuple[str, str], Entry], entry: Entry) -> None:
+        known = found.get((entry.kind, entry.name))
+        if known is not None and known.target != entry.target:
+            raise HilumError(
+                f"{entry.kind} {entry.name!r} is registered twice",
+                where=f"{known.owner} and {entry.owner}",
+                fix="rename one of them, or uninstall one distribution",
+            )
+        found[entry.kind, entry.name] = entry
+
+    def register(self, kind: str, name: str, target: Any, *, owner: str = "this process", **options: Any) -> Entry:
+        """Register from Python: ``target`` may be the object itself."""
+        if kind not in KINDS:
+            raise HilumError(f"unknown kind {kind!r}", fix=nearest(kind, KINDS))
+        entry = Entry(kind=kind, name=name, target=target, owner=owner, **options)
+        if (kind, name) in self.installed:
+            self._add(dict(self.installed), entry)
+        self._add(self.local, entry)
+        return entry
+
+    def entries(self, kind: str | None = None) -> dict[str, Entry]:
+        """Entries of one kind by name, or of all kinds by ``kind name``."""
+        both = {**self.installed, **self.local}
+        if kind is None:
+            return {f"{k} {n}": e for (k, n), e in sorted(both.items())}
+        return {n: e for (k, n), e in sorted(both.items()) if k == kind}
+
+    def get(self, kind: str, name: str) -> Entry:
+        """The entry, a family's entry, or an error with near names and the missing extra."""
+        entry, _ = self._resolve(kind, name)
+        return entry
+
+    def _resolve(self, kind: str, name: str) -> tuple[Entry, tuple[str, ...]]:
+        known = self.entries(kind)
+        if name in known:
+            return known[name], ()
+        for pattern, entry in known.items():
+            if pattern.endswith("/*") and name.startswith(pattern[:-1]):
+                return entry, (name[len(pattern) - 1 :],)
+        raise HilumError(f"there is no {kind} named {name!r}", fix=self._advice(kind, name, known))
+
+    def _advice(self, kind: str, name: str, known: Mapping[str, Entry]) -> str:
+        area = name.split("/")[0]
+        try:
+            extras = importlib.metadata.metadata("hilum").get_all("Provides-Extra") or []
+        except importlib.metadata.PackageNotFoundError:
+            extras = []
+        others = [entry.name.split("/")[0] for entry in self.entries().values()]
+        if "/" in name and area in extras and area not in others:
+            return f'pip install "hilum[{area}]"'
+        return nearest(name, known) or f"hilum list --kind {kind} shows what is installed"
+
+    def load(self, kind: str, name: str) -> Any:
+        """Import what is registered under a plain name."""
+        return self.get(kind, name).load()
+
+    def build(self, kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call what is registered; a family gets the rest of the name first."""
+        entry, rest = self._resolve(kind, name)
+        return entry.load()(*rest, *args, **kwargs)
+
+    def all(self, kind: str) -> dict[str, Any]:
+        """Load every entry of a kind whose required packages are installed."""
+        return {name: entry.load() for name, entry in self.entries(kind).items() if not entry.missing()}
+
+    def keywords(self, kind: str, name: str) -> set[str] | None:
+        """Keyword names the target accepts, read from its source without importing it; None where it takes any."""
+        entry = self.get(kind, name)
+        if not isinstance(entry.target, str):
+            return _live_keywords(entry.target)
+        module, _, attribute = entry.target.partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return None
+        return _source_keywords(Path(spec.origin), attribute)
+
+
+def _live_keywords(target: Any) -> set[str] | None:
+    import inspect
+
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _source_keywords(path: Path, attribute: str) -> set[str] | None:
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+            if not inits:
+                return None
+            return _arguments(inits[0]) if inits[0].args.kwarg is None else None
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return _arguments(node) if node.args.kwarg is None else None
+    return None
+
+
+def _arguments(function: ast.FunctionDef) -> set[str]:
+    arguments = function.args
+    return {a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]} - {"self"}
+
+
+registry = Registry()

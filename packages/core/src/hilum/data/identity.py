@@ -1,0 +1,159 @@
+"""Who is who: keyed digests of identifiers, and which spellings are one patient (FORMATS 4).
+
+Nothing here is ever written in plain text except ``private/merges.csv``, which lists the spellings that were joined.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hilum.core.errors import HilumError
+
+SIZE = 32  # bytes of a key
+UNUSABLE = frozenset(
+    [
+        "anonymous",
+        "anonymized",
+        "anonymised",
+        "anonym",
+        "anon",
+        "unknown",
+        "unk",
+        "none",
+        "null",
+        "nil",
+        "nan",
+        "na",
+        "noid",
+        "noname",
+        "patient",
+        "test",
+    ]
+)
+
+
+def normalise(text: str) -> str:
+    """NFKC, trimmed, inner blanks collapsed, casefolded: what two spellings of one identifier have in common."""
+    return " ".join(unicodedata.normalize("NFKC", text.replace("\0", " ")).split()).casefold()
+
+
+def usable(text: str | None) -> bool:
+    """Whether an identifier names somebody: not blank, not ANONYMOUS, UNKNOWN, NONE or the like, not only zeros."""
+    plain = re.sub(r"[\W_]+", "", normalise(text or ""))
+    return bool(plain.strip("0")) and plain not in UNUSABLE
+
+
+@dataclass(frozen=True, repr=False)
+class IdentityKey:
+    """The project's secret. Digests are HMAC-SHA256 truncated to 16 bytes, in hex."""
+
+    secret: bytes
+
+    @staticmethod
+    def load(path: Path | str | None = None) -> IdentityKey:
+        """From ``path``, else ``$HILUM_ID_KEY`` (64 hex digits or a file), else ``~/.config/hilum/id.key``.
+
+        Only the last is made where it is absent (32 random bytes, mode 0600). A file holds 32 bytes or 64 hex digits.
+        """
+        named = path or os.environ.get("HILUM_ID_KEY")
+        if path is None and named is not None and re.fullmatch(r"[0-9a-fA-F]{64}", str(named)):
+            return IdentityKey(bytes.fromhex(str(named)))
+        file = Path(named) if named else Path.home() / ".config" / "hilum" / "id.key"
+        if not named and not file.exists():
+            _make_key(file)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise HilumError(
+                f"the identity key cannot be read: {error.strerror}",
+                where="--id-key" if path else "$HILUM_ID_KEY",
+                fix="head -c 32 /dev/urandom > FILE; chmod 600 FILE",
+            ) from None
+        if len(content) != SIZE:
+            try:
+                content = bytes.fromhex(content.decode("ascii").strip())
+            except ValueError:
+                content = b""
+        if len(content) != SIZE:
+            raise HilumError(
+                f"an identity key is {SIZE} bytes, or {2 * SIZE} hex digits",
+                where="--id-key" if path else "$HILUM_ID_KEY",
+                fix="head -c 32 /dev/urandom > FILE; chmod 600 FILE",
+            )
+        return IdentityKey(content)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two keys apart without giving either away."""
+        return self.digest("fingerprint")[:16]
+
+    def digest(self, kind: str, *parts: str | bytes) -> str:
+        """32 hex digits. Parts are length-prefixed, so ("ab", "c") and ("a", "bc") differ."""
+        mac = hmac.new(self.secret, kind.encode() + b"\0", hashlib.sha256)
+        for part in parts:
+            data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+            mac.update(len(data).to_bytes(8, "little") + data)
+        return mac.hexdigest()[:32]
+
+    def group(self, issuer: str | None, patient_id: str) -> str:
+        """The group of a patient: one issuer's spellings of one identifier share it, two issuers never do."""
+        return self.digest("group", normalise(issuer or ""), normalise(patient_id))
+
+    def spelling(self, issuer: str | None, patient_id: str) -> str:
+        """One exact spelling of one identifier."""
+        return self.digest("spelling", (issuer or "").strip("\0 "), patient_id.strip("\0 "))
+
+
+def _make_key(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return  # another process made it first
+    with os.fdopen(handle, "wb") as out:
+        out.write(os.urandom(SIZE))
+
+
+@dataclass
+class Merges:
+    """``private/merges.csv``: which spellings are one patient. Users edit ``merge_into`` to undo or add a merge.
+
+    Rows of one ``into_issuer`` with the same ``merge_into`` are one group; what is not listed stands for itself.
+    """
+
+    rows: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # (issuer, id) -> (issuer, id)
+    COLUMNS = ("issuer", "patient_id", "into_issuer", "merge_into")
+
+    @classmethod
+    def read(cls, path: Path) -> Merges:
+        if not path.exists():
+            return cls()
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in cls.COLUMNS if c not in (reader.fieldnames or ())]
+            if missing:
+                raise HilumError(
+                    f"private/merges.csv lacks the column {missing[0]!r}",
+                    fix=f"its header is {','.join(cls.COLUMNS)}; delete the file to start afresh",
+                )
+            return cls({(r["issuer"], r["patient_id"]): (r["into_issuer"], r["merge_into"]) for r in reader})
+
+    def add(self, spellings: Iterable[tuple[str, str]]) -> None:
+        """List spellings that normalisation joined; rows the user has edited stay as they are."""
+        for issuer, patient_id in spellings:
+            self.rows.setdefault((issuer, patient_id), (normalise(issuer), normalise(patient_id)))
+
+    def groups(self, key: IdentityKey) -> dict[str, str]:
+        """Digest of a spelling -> group."""
+        return {key.spelling(*raw): key.group(*into) for raw, into in self.rows.items()}
+
+    def lines(self) -> list[list[str]]:
+        return [list(self.COLUMNS), *([*raw, *into] for raw, into in sorted(self.rows.items()))]

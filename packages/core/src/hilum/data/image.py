@@ -1,0 +1,116 @@
+"""One image as the cache keeps it: stored values, area-averaged, beside everything that makes them physical."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hilum.core.types import Intake, Pixels, ViewGeometry, Window
+from hilum.data.ledger import Rejected
+from hilum.data.reduce import area_average, reduced_size, valid_average
+from hilum.parts.geometry import crop_resize
+
+STATISTICS: Final = ("min", "max", "mean", "std", "p005", "p995", "background")
+
+
+@dataclass(slots=True)
+class CachedImage:
+    """``stored`` (C,H,W) in the stored dtype; modality values are ``stored * slope + intercept``, polarity folded in
+    (:class:`~hilum.core.types.Pixels`). ``factor`` is source / cached size (row, column); ``spacing_mm`` that of the
+    cached pixels. ``stats``: ``min max mean std p005 p995 background`` of the cached modality values that are valid
+    (p005, p995: the 0.5 and 99.5 percentile; background: median of the outermost pixels)."""
+
+    stored: Tensor
+    slope: float = 1.0
+    intercept: float = 0.0
+    window: Window | None = None
+    source_size: tuple[int, int] = (0, 0)
+    spacing_mm: tuple[float, ...] | None = None
+    unit: str | None = None
+    inverted: bool = False
+    valid: Tensor | None = None  # (H,W) bool, False on padding
+    stats: dict[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return int(self.stored.shape[-2]), int(self.stored.shape[-1])
+
+    @property
+    def factor(self) -> tuple[float, float]:
+        return self.source_size[0] / self.size[0], self.source_size[1] / self.size[1]
+
+    def geometry(self) -> ViewGeometry:
+        """Cached pixel centres to the file's pixel centres."""
+        matrix = crop_resize(self.size, (0.0, 0.0), self.source_size)
+        return ViewGeometry(self.size, self.source_size, matrix, spacing_mm=self.spacing_mm, unit=self.unit)
+
+
+def reduce_pixels(pixels: Pixels, *, side: int | None) -> CachedImage:
+    """Area-average one frame to ``side`` on the short side (None: full size)."""
+    if len(pixels.stored) != 1:
+        raise Rejected("multi_frame", f"an image view takes one frame, the file has {len(pixels.stored)}")
+    stored = pixels.stored[0]
+    rows, columns = stored.shape[:2]
+    size = reduced_size(rows, columns, side)
+    valid = pixels.valid[0] if pixels.valid is not None and not pixels.valid[0].all() else None
+    small = area_average(stored, size, valid=valid)
+    seen = None if valid is None else valid_average(valid, size)
+    planes = small[None] if small.ndim == 2 else np.moveaxis(small, -1, 0)
+    spacing = pixels.spacing_mm
+    if spacing is not None:
+        spacing = (spacing[0] * (rows / size[0]), spacing[1] * (columns / size[1]))
+    return CachedImage(
+        torch.from_numpy(np.array(planes, order="C")),
+        float(pixels.slope),
+        float(pixels.intercept),
+        pixels.window,
+        (rows, columns),
+        spacing,
+        pixels.unit,
+        bool(pixels.inverted),
+        None if seen is None else torch.from_numpy(np.array(seen)),
+        _statistics(small, seen, pixels.slope, pixels.intercept),
+        dict(pixels.provenance),
+    )
+
+
+def _statistics(
+    image: NDArray[Any], valid: NDArray[np.bool_] | None, slope: float, intercept: float
+) -> dict[str, float]:
+    values = image.astype(np.float64) * slope + intercept
+    ring = np.ones(image.shape[:2], bool)
+    ring[1:-1, 1:-1] = False
+    border = values[ring & valid] if valid is not None and (ring & valid).any() else values[ring]
+    inside = values[valid] if valid is not None else values
+    inside = inside[np.isfinite(inside)]
+    if not inside.size:
+        raise Rejected("no_valid_pixels", "no pixel of the image is valid")
+    low, high = np.quantile(inside, (0.005, 0.995), method="inverted_cdf")
+    numbers = (inside.min(), inside.max(), inside.mean(), inside.std(), low, high, np.median(border))
+    return dict(zip(STATISTICS, map(float, numbers), strict=True))
+
+
+def open_image(study: Any, row: int, *, side: int | None, intakes: Mapping[str, Intake]) -> CachedImage:
+    """Read and reduce the file of an index row through the intake that indexed it."""
+    about = study.row(row)
+    intake = intakes.get(about.get("source") or "")
+    if intake is None:
+        raise Rejected("missing_reader", f"the reader {about.get('source')!r} that indexed this file is not installed")
+    path, member = study.file(row)
+    return reduce_pixels(intake.open(path, {**about, "member": member}), side=side)
+
+
+def installed_intakes(intakes: Sequence[Intake] | None = None) -> dict[str, Intake]:
+    """Intakes by name: those given, else every registered one."""
+    if intakes is None:
+        from hilum.core.registry import registry
+
+        intakes = [kind() for kind in registry.all("intake").values()]
+    return {intake.name: intake for intake in intakes}

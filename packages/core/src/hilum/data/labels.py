@@ -1,0 +1,194 @@
+"""What tables say about files: findings, classes, groups; joined without keeping identifiers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from hilum.core.errors import HilumError, nearest
+from hilum.data.identity import IdentityKey
+from hilum.data.tables import Table, is_number, row_list
+
+JOINS = ("path", "sop_instance_uid", "study_instance_uid", "accession", "patient_id")
+GROUPS = ("patient_id", "group_id")
+STUDIES = ("study_id", "study")
+ABOUT = ("view", "laterality", "modality", "body_part")  # fill index columns that a file's header leaves empty
+_RESERVED = {*JOINS, *GROUPS, *STUDIES, *ABOUT, "issuer", "split"}
+_VALUES = {"1": 1.0, "0": 0.0, "-1": -1.0, "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "": np.nan}
+_CLASS = ("class", "label")
+
+
+def findings_of(table: Table, *, names: Sequence[str] | None = None, leave: Sequence[str] = ()) -> dict[str, pa.Array]:
+    """Label columns: float32 findings (1, 0, -1 uncertain, NaN unknown), or one text column as ``class``.
+
+    Without ``names``, a column is a finding where all its values are 1, 0, -1 or blank; where most are and others are
+    text, that is an error (a typing mistake), since a label would be lost silently.
+    """
+    if names is not None:
+        return {
+            name: pa.array(_numbers(table, name, table.need(name, why="asked for as a finding")), pa.float32())
+            for name in names
+        }
+    findings, texts = {}, []
+    for name, values in table.columns.items():
+        if name.casefold() in _RESERVED or name in leave:
+            continue
+        filled = [v for v in values if v]
+        known = sum(v in _VALUES for v in filled)
+        if filled and known == len(filled):
+            findings[name] = pa.array([_VALUES[v] for v in values], pa.float32())
+        elif known > len(filled) / 2 and not all(is_number(v) for v in filled):
+            _numbers(table, name, values)
+        elif filled and known == 0:
+            texts.append(name)
+    if findings:
+        return findings
+    chosen = table.find(*_CLASS)
+    column = chosen if chosen in texts else texts[0] if len(texts) == 1 else None
+    return {} if column is None else {"class": pa.array([v or None for v in table.columns[column]], pa.string())}
+
+
+def _numbers(table: Table, name: str, values: Sequence[str]) -> list[float]:
+    wrong = [row for row, v in enumerate(values, 2) if v not in _VALUES]
+    if wrong:
+        raise HilumError(
+            f"column {name!r} holds values other than 1, 0, -1 and blank", where=f"{table.name}, {row_list(wrong)}"
+        )
+    return [_VALUES[v] for v in values]
+
+
+def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -> list[int | None]:
+    """For each row of ``state`` the row of ``table`` it belongs to, or None.
+
+    ``by`` is one of JOINS and names the table's column. Identifiers are compared as keyed digests. A path fits where one
+    is a tail of the other and no other file fits as well. Two table rows for one file must agree in every column.
+    """
+    if by not in JOINS:
+        raise HilumError(f"tables cannot be joined by {by!r}", fix=nearest(by, JOINS) or f"one of {', '.join(JOINS)}")
+    values = table.need(by, why="the join key")
+    if by == "path":
+        return _join_paths(table, values, state.column("path").to_pylist())
+    issuers = table.columns[name] if (name := table.find("issuer")) else [""] * len(values)
+    by_issuer = by == "patient_id" and name is not None
+    keys = [_digest(key, by, v, i, by_issuer) if v else None for v, i in zip(values, issuers, strict=True)]
+    column = {"study_instance_uid": "study_id", "sop_instance_uid": "instance", "accession": "accession"}.get(
+        by, "patient"
+    )
+    theirs = state.column("group_id" if by_issuer else column).to_pylist()
+    if by == "patient_id" and not by_issuer:
+        _refuse_shared_ids(table, keys, theirs, state.column("group_id").to_pylist())
+    place: dict[str, int] = {}
+    for row, digest in enumerate(keys):
+        if digest is not None and place.setdefault(digest, row) != row:
+            _agree(table, place[digest], row)
+    return [None if digest is None else place.get(digest) for digest in theirs]
+
+
+def _digest(key: IdentityKey, by: str, value: str, issuer: str, by_issuer: bool) -> str:
+    if by == "patient_id":
+        return key.group(issuer, value) if by_issuer else patient_digest(key, value)
+    return {"study_instance_uid": study_digest, "sop_instance_uid": instance_digest, "accession": accession_digest}[by](
+        key, value
+    )
+
+
+def patient_digest(key: IdentityKey, value: str) -> str:
+    return key.group(None, "patient:" + value)
+
+
+def study_digest(key: IdentityKey, value: str) -> str:
+    return key.digest("study", value.strip("\0 "))
+
+
+def instance_digest(key: IdentityKey, value: str) -> str:
+    return key.digest("instance", value.strip("\0 "))
+
+
+def accession_digest(key: IdentityKey, value: str) -> str:
+    return key.digest("accession", value.strip("\0 "))
+
+
+def _agree(table: Table, first: int, second: int) -> None:
+    differ = [n for n, v in table.columns.items() if v[first] != v[second] and n.casefold() not in JOINS]
+    if differ:
+        raise HilumError(
+            f"two rows of {table.name} stand for the same files and differ in {differ[0]!r}",
+            where=f"rows {first + 2} and {second + 2}",
+            fix="join by a finer key, or keep one row",
+        )
+
+
+def _refuse_shared_ids(
+    table: Table, keys: Sequence[str | None], theirs: Sequence[str | None], groups: Sequence[str | None]
+) -> None:
+    holders: dict[str, set[str | None]] = defaultdict(set)
+    for digest, group in zip(theirs, groups, strict=True):
+        if digest is not None:
+            holders[digest].add(group)
+    shared = [row for row, digest in enumerate(keys, 2) if digest is not None and len(holders.get(digest, ())) > 1]
+    if shared:
+        raise HilumError(
+            "two issuers share a patient id", where=f"{table.name}, {row_list(shared)}", fix="add a column 'issuer'"
+        )
+
+
+def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> list[int | None]:
+    wanted = [tuple(p for p in re.split(r"[/\\]+", v) if p not in ("", ".")) for v in values]
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for row, parts in enumerate(wanted):
+        if parts:
+            by_name[parts[-1]].append(row)
+    found: list[int | None] = []
+    for path in paths:
+        parts = tuple(path.split("/"))
+        rows = [r for r in by_name.get(parts[-1], ()) if _tail(parts, wanted[r])]
+        longest = max((min(len(wanted[r]), len(parts)) for r in rows), default=0)
+        best = [r for r in rows if min(len(wanted[r]), len(parts)) == longest]
+        for other in best[1:]:
+            _agree(table, best[0], other)
+        found.append(best[0] if best else None)
+    # Two files that one bare name fits: neither is the one that was meant, unless one fits exactly.
+    claims = Counter(r for r in found if r is not None)
+    exact = {
+        r: at
+        for at, (r, path) in enumerate(zip(found, paths, strict=True))
+        if r is not None and path == "/".join(wanted[r])
+    }
+    torn = sorted(r for r, n in claims.items() if n > 1 and r not in exact)
+    if torn:
+        raise HilumError(
+            "one path of the table fits several files",
+            where=f"{table.name}, {row_list([r + 2 for r in torn])}",
+            fix="write paths from ROOT",
+        )
+    return [r if r is None or claims[r] == 1 or exact[r] == at else None for at, r in enumerate(found)]
+
+
+def _tail(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    shared = min(len(one), len(other))
+    return one[-shared:] == other[-shared:]
+
+
+def check_matched(
+    table: Table, rows: Sequence[int | None], images: Sequence[bool], *, limit: float, by: str
+) -> dict[str, int]:
+    """Counts of what found no partner, either way; above ``limit`` of its side that is an error naming rows.
+
+    ``images`` says which files should have a label. A table row that fits a file that could not be indexed has found it.
+    """
+    used = {r for r in rows if r is not None}
+    lost = [row + 2 for row in range(len(table)) if row not in used]
+    bare = sum(image and row is None for row, image in zip(rows, images, strict=True))
+    counts = {"rows": len(table), "rows_unmatched": len(lost), "files": sum(images), "files_unmatched": bare}
+    fix = f"check the column {by!r} (join by {', '.join(j for j in JOINS if j != by)}?), or raise max_unmatched"
+    if len(lost) > limit * len(table):
+        raise HilumError(f"{len(lost)} of {len(table)} rows of {table.name} fit no file", where=row_list(lost), fix=fix)
+    if bare > limit * max(sum(images), 1):
+        raise HilumError(
+            f"{bare} of {sum(images)} indexed images have no row in {table.name}", where=f"joined by {by}", fix=fix
+        )
+    return counts

@@ -1,0 +1,116 @@
+"""Official splits: a table that names a part for files, studies or patients, joined without keeping identifiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from hilum.core.errors import HilumError, LeakError
+from hilum.data.identity import IdentityKey
+from hilum.data.labels import JOINS
+from hilum.data.labels import join as join_table
+from hilum.data.tables import Table
+
+HASHED: Final = ("sample_id", "group_id", "study_id")  # index columns a table may name directly
+NAMED: Final = 5
+_WORDS: Final = {
+    "train": "train",
+    "training": "train",
+    "tr": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "none": "none",
+    "exclude": "none",
+    "": "none",
+}
+
+
+def official_parts(
+    study: Any,
+    source: str | Path,
+    column: str,
+    *,
+    join: str | None = None,
+    id_key: str | Path | None = None,
+    warnings: list[str],
+) -> dict[str, str]:
+    """Group -> part. A group whose files stand in two parts is a LeakError that names it by hash.
+
+    ``join`` is one of ``sample_id group_id study_id`` (as in the index) or FORMATS 3's keys; by default the first of
+    ``sample_id path sop_instance_uid study_instance_uid accession patient_id group_id study_id`` that the table has.
+    Whatever finds no partner is counted in ``warnings``; a table that fits nothing is an error.
+    """
+    table = Table.read(source)
+    words = [w.casefold() for w in table.need(column, why="the official split")]
+    strange = [f"row {n}: {w!r}" for n, w in enumerate(words, 2) if w not in _WORDS]
+    if strange:
+        raise HilumError(
+            f"column {column!r} of {table.name} holds values that name no part of a split",
+            where="; ".join(strange[:NAMED]),
+            fix="write train, val, test or none",
+        )
+    by = join or next((k for k in ("sample_id", *JOINS, "group_id", "study_id") if table.find(k)), None)
+    if by is None:
+        raise HilumError(
+            f"{table.name} has no column that says which files its rows mean",
+            where="columns: " + ", ".join(table.columns),
+            fix="name one path, patient_id, study_instance_uid, ... or give join",
+        )
+    kept = {c: table.columns[c] for name in (by, "issuer", column) if (c := table.find(name))}
+    partners = _partners(study, Table(table.name, kept), by, id_key)
+    indexed = np.asarray(study.column("status"), object) == "indexed"
+    group = np.asarray(study.column("group_id"), object)
+    given: dict[str, set[str]] = {}
+    for row in np.flatnonzero(indexed):
+        for partner in partners[row]:
+            given.setdefault(group[row], set()).add(_WORDS[words[partner]])
+    if not given:
+        raise HilumError(
+            f"no row of {table.name} fits a file of the index", where=f"joined by {by!r}", fix="check the join column"
+        )
+    leaking = sorted(g for g, parts in given.items() if len(parts - {"none"}) > 1)
+    if leaking:
+        pairs = Counter(" and ".join(sorted(given[g] - {"none"})) for g in leaking)
+        kinds = ", ".join(f"{n} in {parts}" for parts, n in sorted(pairs.items()))
+        raise LeakError(
+            f"the official split puts {len(leaking)} groups in two parts ({kinds}): "
+            + ", ".join(leaking[:NAMED])
+            + (", ..." if len(leaking) > NAMED else ""),
+            where=f"{table.name}, column {column!r}",
+            fix="mend the table, or let `hilum split` draw a split of its own",
+        )
+    unused = len(table) - len({p for rows in partners for p in rows})
+    bare = sum(not rows for row, rows in enumerate(partners) if indexed[row])
+    if unused:
+        warnings.append(f"{unused} of {len(table)} rows of {table.name} fit no file")
+    if bare:
+        warnings.append(f"{bare} indexed files are not in {table.name}; groups it does not name are in no part")
+    return {g: max(parts - {"none"}, default="none") for g, parts in given.items()}
+
+
+def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> list[list[int]]:
+    """For every index row the table's rows that mean it."""
+    if by in HASHED:
+        place: dict[str, list[int]] = {}
+        for row, value in enumerate(table.need(by, why="the join key")):
+            place.setdefault(value, []).append(row)
+        return [place.get(value, []) for value in study.column(by)]
+    state = pq.read_table(Path(study.path) / "private" / "state.parquet")
+    key = IdentityKey(b"") if by == "path" else IdentityKey.load(id_key)
+    if by != "path" and study.about.get("id_key") != key.fingerprint:
+        raise HilumError(
+            "the study was indexed with another identity key",
+            where=str(study.path),
+            fix="set $HILUM_ID_KEY to that key",
+        )
+    rows = dict(zip(state.column("sample_id").to_pylist(), join_table(table, state, key, by=by), strict=True))
+    return [[] if rows.get(s) is None else [rows[s]] for s in study.column("sample_id")]

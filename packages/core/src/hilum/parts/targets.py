@@ -1,0 +1,21 @@
+"""What a masked model predicts.
+
+Source: He et al. 2021 (MAE) section 3, "Reconstruction target"; card 28 step 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hilum.parts.patchify import patchify
+
+
+def pixel_targets(images_BCHW: Tensor, p: int | Sequence[int], *, normalise: bool = False, eps: float = 1e-6) -> Tensor:
+    """(B, N, p*p*C) patch values; ``normalise`` gives each patch mean 0 and (unbiased) variance 1, as MAE does."""
+    target = patchify(images_BCHW, p)
+    if not normalise:
+        return target
+    target = target.float()
+    return (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + eps).sqrt()

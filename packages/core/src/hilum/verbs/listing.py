@@ -1,0 +1,48 @@
+"""``hilum list``: what is installed, from the manifests alone."""
+
+from __future__ import annotations
+
+from hilum.core.errors import HilumError, nearest
+from hilum.core.registry import KINDS, registry
+
+
+def list_(*, kind: str | None = None, why: str | None = None) -> None:
+    """Show everything that installed distributions register.
+
+    Args:
+        kind: only this kind (recipe, encoder, objective, ...)
+        why: explain where one name comes from and whether it can be used here
+    """
+    if why is not None:
+        _explain(why)
+        return
+    if kind is not None and kind not in KINDS:
+        raise HilumError(f"unknown kind {kind!r}", fix=nearest(kind, KINDS) or " ".join(KINDS))
+    for each in [kind] if kind else KINDS:
+        entries = registry.entries(each)
+        if not entries:
+            continue
+        print(f"{each}")
+        width = max(len(name) for name in entries)
+        for name, entry in entries.items():
+            missing = entry.missing()
+            note = f"  [needs {', '.join(missing)}: pip install \"hilum[{entry.extra or 'all'}]\"]" if missing else ""
+            print(f"  {name:<{width}}  {entry.help}{note}")
+
+
+def _explain(name: str) -> None:
+    found = [entry for entry in registry.entries().values() if entry.name == name]
+    if not found:
+        everything = {entry.name for entry in registry.entries().values()}
+        raise HilumError(f"nothing installed is named {name!r}", fix=nearest(name, everything) or "hilum list")
+    for entry in found:
+        missing = entry.missing()
+        print(f"{entry.kind} {entry.name}")
+        print(f"  from      {entry.owner}")
+        print(f"  target    {entry.path if entry.kind == 'recipe' else entry.target}")
+        if entry.help:
+            print(f"  what      {entry.help}")
+        print(f"  usable    {'no, missing ' + ', '.join(missing) if missing else 'yes'}")
+        accepted = registry.keywords(entry.kind, entry.name) if entry.kind not in ("recipe", "verb") else None
+        if accepted:
+            print(f"  accepts   {' '.join(sorted(accepted))}")

@@ -1,0 +1,99 @@
+"""``hilum predict``: scores for a folder of new files, read by the same decode path as training."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hilum.core.errors import HilumError
+
+
+def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", workers: int | None = None) -> Any:
+    """Score every image below a folder; files that cannot be scored are in the table too, with the reason.
+
+    Args:
+        run: folder of a fine-tuned run
+        root: folder of images (or one file)
+        out: CSV to write: file, status, reason, score.FINDING...
+        checkpoint: best or last
+        workers: reading processes
+    """
+    import torch
+
+    from hilum.core.checkpoint import write_atomically
+    from hilum.data.index import index_archive
+    from hilum.data.study import Study
+    from hilum.verbs.evaluating import Opened
+    from hilum.verbs.loading import load_model
+
+    model = load_model(run, checkpoint=checkpoint)
+    root = Path(root)
+    if not root.exists():
+        raise HilumError(f"there is nothing at {root}", fix="give a folder of images")
+    with tempfile.TemporaryDirectory(prefix="hilum-predict-") as scratch:
+        folder, only = (root, None) if root.is_dir() else (root.parent, root.name)
+        key = Path(scratch) / "id.key"  # identities of new files are not kept: a throw-away key
+        key.write_bytes(np.random.default_rng().bytes(32))
+        key.chmod(0o600)
+        result = index_archive(folder, Path(scratch) / "study", id_key=key, workers=workers)
+        study = Study(Path(scratch) / "study")
+        rows = study.rows(None)
+        copies = study.index.column("duplicate_of").to_pylist()
+        if only is not None:
+            rows = np.array([r for r in rows if study.file(int(r))[0].name == only], dtype=np.int64)
+        scores: dict[str, list[float]] = {}
+        failures: dict[str, str] = {}
+        names: tuple[str, ...] = model.labels.names if model.labels else ()
+        if len(rows):
+            from hilum.verbs.assembly import open_rows
+
+            opened = Opened(model, open_rows(model.recipe, study, {"all": rows}, labelled=False))
+            with torch.no_grad():
+                for batch in opened.loader("all"):
+                    failures.update({b.sample_id: b.reason for b in batch.bad})
+                    if batch.size:
+                        ready = opened.augmenter.apply(batch, train=False)
+                        prediction = model.objective.predict(ready)
+                        names = prediction.names or names
+                        for meta, row in zip(ready.meta, prediction.scores.float().tolist(), strict=True):
+                            scores[meta.sample_id] = row
+        lines = []
+        ids = study.index.column("sample_id").to_pylist()
+        for i, sample in enumerate(ids):
+            path, member = study.file(i)
+            if only is not None and path.name != only:
+                continue
+            status, reason = study.index.column("status")[i].as_py(), study.index.column("reason")[i].as_py()
+            own = scores.get(sample) or scores.get(copies[i] or "")
+            if own is None and status == "indexed":
+                status, reason = ("failed", failures[sample]) if sample in failures else ("not scored", reason or "not an image")
+            elif own is not None:
+                status = "scored"
+            told = path.relative_to(folder).as_posix() + (f"!{member}" if member else "")
+            lines.append([told, status, reason or "", *(f"{s:.6f}" for s in own or [])])
+        header = ["file", "status", "reason", *(f"score.{n}" for n in names)]
+
+        def write(stream: Any) -> None:
+            import io
+
+            text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+            writer = csv.writer(text)
+            writer.writerow(header)
+            writer.writerows(line + [""] * (len(header) - len(line)) for line in lines)
+            text.flush()
+            text.detach()
+
+        write_atomically(Path(out), write)
+    scored = sum(line[1] == "scored" for line in lines)
+    print(f"{scored} of {len(lines)} files scored; {out} says why for the rest" if scored < len(lines) else f"{scored} files scored in {out}")
+    result_code = 0 if scored else 1
+
+    class Predicted:
+        exit_code = result_code
+        counts = result.counts
+
+    return Predicted()

@@ -1,0 +1,80 @@
+"""``hilum split``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hilum.core.errors import HilumError
+
+
+def split(
+    study: Path,
+    *,
+    val: float = 0.15,
+    test: float = 0.2,
+    seed: int = 0,
+    name: str = "default",
+    from_: str | None = None,
+    val_from: list[str] | None = None,
+    stratify: list[str] | None = None,
+    group_duplicates: bool = False,
+    folds: int = 0,
+    replace: bool = False,
+) -> Any:
+    """Divide a study's patients into training, validation and test sets; no patient is in two of them.
+
+    Args:
+        study: the folder that `hilum index` wrote
+        val: share of patients for validation
+        test: share of patients for the test set
+        seed: seed of the draw
+        name: name of the split
+        from_: take an official split from a table: T.csv:COLUMN (or just COLUMN of the labels table)
+        val_from: draw a validation set from the training patients: --val-from train:0.1
+        stratify: columns to balance by (default: the labels)
+        group_duplicates: keep patients that share identical images on one side instead of refusing
+        folds: also number the non-test patients into this many folds
+        replace: overwrite a split of the same name
+    """
+    from hilum.data.split import make_split
+    from hilum.verbs.assembly import study_of
+
+    opened = study_of(study)
+    made = make_split(
+        opened, val=val, test=test, seed=seed, name=name, from_table=_table(from_), val_from_train=_share(val_from),
+        stratify=stratify or "auto", group_duplicates=group_duplicates, folds=folds, replace=replace,
+    )  # fmt: skip
+    print(render(made))
+    return made
+
+
+def _table(told: str | None) -> tuple[str, str] | None:
+    if told is None:
+        return None
+    path, colon, column = told.rpartition(":")
+    if not colon:
+        return ("", column)
+    return (path, column)
+
+
+def _share(told: list[str] | None) -> float | None:
+    if not told:
+        return None
+    text = told[0].removeprefix("train").lstrip(": ")
+    try:
+        return float(text)
+    except ValueError:
+        raise HilumError(f"--val-from takes train:SHARE, got {told[0]!r}", fix="--val-from train:0.1") from None
+
+
+def render(made: Any) -> str:
+    """The split as a table of groups, images and positives."""
+    table = made.table().to_pylist()
+    findings = [c.removeprefix("positive.") for c in table[0] if c.startswith("positive.")]
+    header = ["", "patients", "images", *findings]
+    rows = [[r["split"], r["groups"], r["images"], *(r[f"positive.{f}"] for f in findings)] for r in table if r["groups"]]
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in [header, *rows]]
+    notes = [f"note: {w}" for w in made.warnings]
+    return "\n".join([*lines, *notes, f"split {made.name}: digest {made.digest[:16]}"])

@@ -1,0 +1,345 @@
+"""``hilum pretrain``, ``finetune`` and ``resume``: one function trains, whatever the objective."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hilum.core.errors import HilumError
+from hilum.core.recipe import Recipe, load_recipe
+from hilum.verbs.folder import RunFolder
+
+
+@dataclass
+class RunResult:
+    """What a training verb returns. ``exit_code`` 0, 130 or 143 (a signal; state saved)."""
+
+    folder: Path
+    reason: str
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    exit_code: int = 0
+
+
+def pretrain(
+    recipe: str,
+    *,
+    data: Path,
+    out: Path | None = None,
+    set: list[str] | None = None,
+    split: str = "default",
+    init: str | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    track: bool = True,
+) -> RunResult:
+    """Train an encoder on a study without labels.
+
+    Args:
+        recipe: a name of `hilum list --kind recipe`, or a YAML file
+        data: the study that `hilum index` wrote
+        out: folder of the run (default STUDY/runs/RECIPE)
+        set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
+        split: name of the split to train and validate on
+        init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
+        limit: use only this many images of each part
+        dry_run: one training and one validation step on the largest images; prints memory and projected time
+        track: log to MLflow
+    """
+    return start(recipe, data=data, out=out, sets=set or (), split=split, init=init, limit=limit, dry_run=dry_run, track=track, verb="pretrain")
+
+
+def finetune(
+    recipe: str,
+    *,
+    data: Path,
+    init: str = "scratch",
+    out: Path | None = None,
+    fraction: float = 1.0,
+    set: list[str] | None = None,
+    split: str = "default",
+    limit: int | None = None,
+    dry_run: bool = False,
+    track: bool = True,
+) -> RunResult:
+    """Adapt an encoder to a study's labels.
+
+    Args:
+        recipe: a name of `hilum list --kind recipe`, or a YAML file
+        data: the study that `hilum index` wrote
+        init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
+        out: folder of the run (default STUDY/runs/RECIPE)
+        fraction: share of the training groups whose labels are used (nested: 0.1 is part of 0.25)
+        set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
+        split: name of the split to train and validate on
+        limit: use only this many images of each part
+        dry_run: one training and one validation step on the largest images; prints memory and projected time
+        track: log to MLflow
+    """
+    return start(
+        recipe, data=data, out=out, sets=set or (), split=split, init=init, fraction=fraction, limit=limit, dry_run=dry_run,
+        track=track, verb="finetune",
+    )  # fmt: skip
+
+
+def resume(run: Path, *, epochs: float | None = None, track: bool = True) -> RunResult:
+    """Go on with a run exactly where it stopped; nothing else is needed.
+
+    Args:
+        run: the run's folder
+        epochs: extend (or shorten) the schedule to this many epochs; redefines the learning-rate curve from here on
+        track: log to MLflow, under the same MLflow run
+    """
+    folder = RunFolder.open(run)
+    recipe = folder.recipe
+    if epochs is not None:
+        recipe = recipe.with_({"schedule": {"epochs": epochs}})
+    plan = recipe["run"]
+    return train(recipe, folder=folder, study_path=_study_path(folder, plan["study"]), resuming=True, track=track)
+
+
+def _study_path(folder: RunFolder, told: str) -> Path:
+    """The study of a run: stored relative to the run where it lies inside the study, so that studies may move."""
+    path = Path(told)
+    return path if path.is_absolute() else (folder.path / path).resolve()
+
+
+def start(
+    recipe: str, *, data: Path, out: Path | None, sets: Sequence[str], split: str, verb: str, init: str | None = None,
+    fraction: float = 1.0, limit: int | None = None, dry_run: bool = False, track: bool = True, quiet: bool = False,
+) -> RunResult:  # fmt: skip
+    """Check everything that can be checked before torch is imported, then train."""
+    checked = load_recipe(recipe, sets=sets)
+    if checked.get("verb", verb) != verb:
+        raise HilumError(f"recipe {checked.name} is for `hilum {checked['verb']}`", fix=f"hilum {checked['verb']} {recipe} ...")
+    if not 0 < fraction <= 1:
+        raise HilumError(f"--fraction must be above 0 and at most 1, got {fraction}")
+    study_path = Path(data)
+    folder = RunFolder(Path(out) if out else study_path / "runs" / checked.name.replace("/", "-"))
+    if folder.config.is_file() and not dry_run and _rank() == 0:
+        raise HilumError(
+            "this run folder is taken", where=str(folder.path),
+            fix=f"hilum resume {folder.path}   to go on with it, or choose another --out",
+        )  # fmt: skip
+    plan = {
+        "study": os.path.relpath(study_path.resolve(), folder.path.resolve()) if not _foreign(study_path, folder.path) else str(study_path.resolve()),
+        "split": split, "fraction": float(fraction), "name": folder.path.name, "hilum": importlib.metadata.version("hilum"),
+        **({"init": init} if init else {}), **({"rows": {"limit": limit}} if limit else {}),
+    }  # fmt: skip
+    return train(checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet)
+
+
+def _foreign(study: Path, run: Path) -> bool:
+    """Whether the run lies outside the study (then an absolute path finds it again)."""
+    return study.resolve() not in run.resolve().parents
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def train(
+    recipe: Recipe, *, folder: RunFolder, study_path: Path, resuming: bool = False, dry_run: bool = False, track: bool = True,
+    quiet: bool = False,
+) -> RunResult:  # fmt: skip
+    """Run a checked recipe in ``folder``: its stages one after the other, or itself."""
+    from hilum.verbs import staging
+    from hilum.verbs.assembly import study_of
+
+    study = study_of(study_path)
+    with ExitStack() as stack:
+        if _rank() == 0 and not dry_run:
+            stack.enter_context(folder.lock())
+        if recipe.get("stages") or recipe.get("tasks"):
+            return staging.run_stages(recipe, folder=folder, study=study, resuming=resuming, track=track, quiet=quiet)
+        return run_one(recipe, folder=folder, study=study, resuming=resuming, dry_run=dry_run, track=track, quiet=quiet)
+
+
+def run_one(
+    recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool = False, dry_run: bool = False, track: bool = True,
+    quiet: bool = False, before: Any = None, stage: Mapping[str, int] | None = None,
+) -> RunResult:  # fmt: skip
+    """One objective on one study. ``before(objective)`` may load states and freeze parameters."""
+    import torch
+
+    from hilum.augment.augmenter import Augmenter
+    from hilum.core.fit import SIGNAL_EXIT, fit
+    from hilum.core.loop import Loop
+    from hilum.core.objective import Objective
+    from hilum.core.track import open_tracker
+    from hilum.data.module import DataModule, EpochAccount
+    from hilum.verbs import assembly, hooks
+    from hilum.verbs.dryrun import rehearse
+
+    plan = recipe["run"]
+    devices = _devices(recipe)
+    need_labels = recipe.get("verb") == "finetune" or "head" in recipe.data
+    limit = plan.get("rows", {}).get("limit")
+    data = assembly.open_data(
+        recipe, study, split_name=plan["split"], fraction=plan.get("fraction", 1.0), limit=limit, need_labels=need_labels, quiet=quiet
+    )
+    _same_data(recipe, data)
+    if not resuming:
+        recipe = assembly.resolve(recipe, data, devices=devices)
+    recipe = recipe.with_({"run": {"index_digest": study.digest, "split_digest": data.split.digest, "threads": torch.get_num_threads()}})
+    objective, reports = assembly.build_objective(
+        recipe, data.labels, init=_starts(recipe, plan.get("init"), resuming=resuming)
+    )
+    for name, report in reports.items():
+        if report is not None and not quiet and _rank() == 0:
+            print(f"{name}: {report}")
+    if before is not None:
+        before(objective)
+    augmenter = Augmenter(
+        recipe["views"], recipe["augment"], norm=assembly.normalisation(recipe), lateral=bool(data.labels and data.labels.lateral)
+    )
+    module = DataModule(
+        data.sources, batch_size=int(recipe["batch"]["size"]), seed=int(recipe["seed"]), plan=recipe.get("plan"),
+        per_device=int(recipe["batch"]["per_device"]), workers=int(recipe["engine"]["workers"]), draw=augmenter.draw,
+    )  # fmt: skip
+    account = EpochAccount(folder.path / "bad_samples.parquet", per_epoch=module.samples_per_epoch)
+    feed = assembly.RunFeed(module, augmenter, account=account, max_bad=float(recipe["engine"]["max_bad"]))
+    predicts = type(objective).predict is not Objective.predict
+    monitor = ("val/auroc_macro", "max") if predicts and recipe.get("task", "multilabel") != "multiclass" else ("val/accuracy", "max") if predicts else ("val/loss", "min")
+    settings = assembly.loop_settings(recipe, steps_per_epoch=module.steps_per_epoch, devices=devices, monitor=monitor)
+    loop = Loop(objective, feed, settings, folder=None if dry_run else folder.path)
+    if stage:
+        loop.position.stage, loop.position.task = stage.get("stage", 0), stage.get("task", 0)
+    if dry_run:
+        rehearse(loop, module, recipe)
+        return RunResult(folder.path, "dry run", 0)
+    if resuming and folder.checkpoint("last").exists():
+        loop.restore(folder.checkpoint("last"))
+        _warn_other_machine(loop)
+    if _rank() == 0:
+        _write_facts(folder, recipe, data)
+    tracker = open_tracker(
+        study=study.path, run_dir=folder.path, experiment=recipe.name, run_name=folder.path.name,
+        resumed_step=loop.position.step if resuming else None, enabled=track and _rank() == 0,
+    )  # fmt: skip
+    every = int(recipe["engine"]["validate_epochs"])
+    loop.hooks += [hooks.Tracking(tracker), hooks.Validation(lambda: module.loader("val"), every=every, tracker=tracker)]
+    if recipe.get("probes"):
+        loop.hooks.append(
+            hooks.Probes(recipe["probes"], train=lambda: module.loader("train"), val=lambda: module.loader("val"), tracker=tracker)
+        )
+    loop.hooks.append(hooks.Exports(lambda o: _export(o, folder, recipe, data)))
+    if not quiet:
+        loop.hooks.append(hooks.ProgressLine(folder.path.name))
+    began = time.time()
+    with tracker:
+        _log_start(tracker, folder, recipe, data)
+        fit(loop, devices=devices, strategy=_strategy(recipe, devices), precision=recipe["precision"])
+        if loop.stop_signal is not None:
+            tracker.close("KILLED")
+        elif _rank() == 0:
+            folder.note(finished=True, seconds=round(time.time() - began, 1), samples=loop.position.samples, bad=len(account.bad))
+            tracker.log_artifact(folder.path / "exported", "exported")
+    code = SIGNAL_EXIT.get(loop.stop_signal, 0) if loop.stop_signal is not None else 0  # type: ignore[call-overload]
+    if code and _rank() == 0:
+        print(f"\nstopped at step {loop.position.step}, state saved; go on with: hilum resume {folder.path}")
+    return RunResult(folder.path, loop.stop_reason, loop.position.step, loop.history, loop.position.best, code)
+
+
+def _devices(recipe: Recipe) -> int:
+    import torch
+
+    told = recipe["engine"]["devices"]
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if told == "auto":
+        return max(torch.cuda.device_count(), 1)
+    if not isinstance(told, int) or told < 1:
+        raise HilumError(f"engine.devices must be a whole number or auto, got {told!r}", where=recipe.where("engine.devices"))
+    return told
+
+
+def _strategy(recipe: Recipe, devices: int) -> str:
+    told = str(recipe["engine"]["strategy"])
+    if told not in ("auto", "ddp", "fsdp2"):
+        raise HilumError(f"unknown strategy {told!r}", where=recipe.where("engine.strategy"), fix="auto, ddp or fsdp2")
+    return ("ddp" if devices > 1 else "auto") if told == "auto" else told
+
+
+def _starts(recipe: Recipe, init: str | None, *, resuming: bool) -> dict[str, str]:
+    """Start of every encoder: the verb's --init for the first, the recipe's for the rest; nothing on resume."""
+    names = list(recipe.get("encoders", {}))
+    if resuming:
+        return dict.fromkeys(names, "structure")
+    return {names[0]: init} if init and names else {}
+
+
+def _same_data(recipe: Recipe, data: Any) -> None:
+    """A resumed run must see the data it started on."""
+    told = recipe["run"]
+    for key, now, what in (
+        ("index_digest", data.study.digest, "the index"),
+        ("split_digest", data.split.digest, "the split"),
+    ):
+        if key in told and told[key] != now:
+            raise HilumError(
+                f"{what} changed since this run started", where=recipe.where(f"run.{key}"),
+                fix="restore the study as it was, or start a new run",
+            )  # fmt: skip
+
+
+def _warn_other_machine(loop: Any) -> None:
+    import torch
+
+    payload = loop._restored
+    here = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    there = (payload.get("threads"), payload.get("capability"))
+    if here != there and not torch.cuda.is_available():
+        print(f"note: started with {there[0]} threads on {there[1]}, going on with {here[0]} on {here[1]}: not bit-exact")
+
+
+def _write_facts(folder: RunFolder, recipe: Recipe, data: Any) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config(recipe)
+    facts: dict[str, Any] = {"rows": {name: len(rows) for name, rows in data.rows.items()}, "config_sha256": recipe.sha256}
+    if data.labels is not None:
+        facts["labels"] = {"names": list(data.labels.names), "task": data.labels.task}
+        facts["counts"] = {s: {n: list(c) for n, c in counts.items()} for s, counts in data.labels.counts.items()}
+    folder.note(**facts)
+
+
+def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
+    from hilum.encoders.exported import save_exported
+    from hilum.verbs.assembly import normalisation
+
+    for name, module in objective.exported().items():
+        spec = getattr(module, "spec", None)
+        config = recipe.get("encoders", {}).get("image" if name == "encoder" else name.removesuffix("_encoder"), {})
+        save_exported(
+            folder.path / "exported", name, module,
+            card={
+                "registry_id": config.get("name", recipe["objective"]["name"]),
+                "kwargs": {k: v for k, v in config.items() if k not in ("name", "init")},
+                "view": dict(recipe["views"].get("image", {})),
+                "normalise": [list(v) for v in normalisation(recipe).get("image", ((), ()))],
+                "value_range": [0.0, 1.0],
+                "licence": getattr(spec, "licence", "Apache-2.0"),
+                "index_digest": data.study.digest,
+                "split_digest": data.split.digest,
+                "recipe": recipe.name,
+            },
+        )  # fmt: skip
+
+
+def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
+    tracker.log_params({k: v for k, v in recipe.data.items() if k not in ("run", "where")} | {"where": recipe["where"]})
+    tracker.set_tags({
+        "hilum.recipe": recipe.name, "hilum.config_sha256": recipe.sha256, "hilum.index_digest": data.study.digest,
+        "hilum.split_digest": data.split.digest, "hilum.seed": str(recipe["seed"]), "hilum.stage": str(recipe.get("verb")),
+        "hilum.fraction": str(recipe["run"].get("fraction", 1.0)),
+    })  # fmt: skip
+    tracker.log_artifact(folder.config, "config")
+    for name, rows in data.rows.items():
+        tracker.log_dataset(f"{data.study.about.get('name', 'study')}-{name}", digest=data.split.digest[:32], context=name, counts={"images": len(rows)})

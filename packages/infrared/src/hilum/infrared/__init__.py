@@ -1,0 +1,1 @@
+"""hilum for infrared imaging."""

@@ -1,0 +1,113 @@
+"""Which codec decodes which transfer syntax: permissive ones only, in a pinned order, named with their version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import uid
+
+from hilum.data.ledger import Rejected
+
+JPEG_XL = {"1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"}
+NATIVE = frozenset(
+    map(
+        str,
+        (
+            uid.ImplicitVRLittleEndian,
+            uid.ExplicitVRLittleEndian,
+            uid.ExplicitVRBigEndian,
+            uid.DeflatedExplicitVRLittleEndian,
+        ),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """``plugin`` is pydicom's name of it, None where the codec is called directly."""
+
+    name: str
+    package: str  # what pip installs
+    plugin: str | None
+    module: str
+
+    @property
+    def version(self) -> str | None:
+        """Of the installed package, or None."""
+        try:
+            import_module(self.module)
+            return version(self.package)
+        except (ImportError, PackageNotFoundError):
+            return None
+
+
+PILLOW = Codec("pillow", "pillow", "pillow", "PIL.Image")
+GDCM = Codec("gdcm", "python-gdcm", "gdcm", "gdcm")
+CHARLS = Codec("pyjpegls", "pyjpegls", "pyjpegls", "jpeg_ls")
+OPENJPEG = Codec("openjpeg", "pylibjpeg-openjpeg", "pylibjpeg", "openjpeg")
+RLE = Codec("rle", "pylibjpeg-rle", "pylibjpeg", "rle")
+PYDICOM = Codec("pydicom-rle", "pydicom", "pydicom", "pydicom")
+IMAGECODECS = Codec("imagecodecs", "imagecodecs", None, "imagecodecs")
+
+ORDER: dict[str, tuple[Codec, ...]] = {
+    str(uid.RLELossless): (RLE, PYDICOM),
+    str(uid.JPEGBaseline8Bit): (PILLOW, GDCM),
+    str(uid.JPEGExtended12Bit): (IMAGECODECS, PILLOW),  # pillow and gdcm know its 8-bit form only
+    str(uid.JPEGLossless): (GDCM, IMAGECODECS),
+    str(uid.JPEGLosslessSV1): (GDCM, IMAGECODECS),
+    str(uid.JPEGLSLossless): (CHARLS, GDCM),
+    str(uid.JPEGLSNearLossless): (CHARLS, GDCM),
+    str(uid.JPEG2000Lossless): (OPENJPEG, GDCM, PILLOW),
+    str(uid.JPEG2000): (OPENJPEG, GDCM, PILLOW),
+    str(uid.HTJ2KLossless): (OPENJPEG,),
+    str(uid.HTJ2KLosslessRPCL): (OPENJPEG,),
+    str(uid.HTJ2K): (OPENJPEG,),
+    **dict.fromkeys(sorted(JPEG_XL), (IMAGECODECS,)),
+}
+"""First installed one decodes; a second one is asked only where the first fails. pylibjpeg-libjpeg (GPL) never is."""
+
+
+@cache
+def installed(syntax: str) -> tuple[tuple[Codec, str], ...]:
+    """Codecs of a compressed syntax that are here, with versions; :class:`Rejected` with the install line where none is."""
+    if syntax not in ORDER:
+        known = uid.UID(syntax).name if syntax in uid.UID_dictionary else "a private or unknown one"
+        raise Rejected("unsupported_transfer_syntax", f"no codec reads its transfer syntax ({known})")
+    found = tuple((codec, v) for codec in ORDER[syntax] if (v := codec.version) is not None)
+    if not found:
+        names = " or ".join(f"pip install {codec.package}" for codec in ORDER[syntax])
+        raise Rejected("unsupported_transfer_syntax", f"{uid.UID(syntax).name} needs a codec: {names}")
+    return found
+
+
+def inventory() -> list[dict[str, Any]]:
+    """One line a compressed syntax: the codec that would decode it, or what to install."""
+    lines = []
+    for syntax, order in ORDER.items():
+        first = next((c for c in order if c.version is not None), None)
+        line = {"transfer_syntax": syntax, "name": str(uid.UID(syntax).name), "codec": first and first.name}
+        lines.append(
+            {
+                **line,
+                "version": first and first.version,
+                "install": None if first else f"pip install {order[0].package}",
+            }
+        )
+    return lines
+
+
+def direct(syntax: str) -> Callable[[bytes], NDArray[Any]]:
+    """imagecodecs' decoder of one frame; colour transforms are undone only where the stream itself asks for it."""
+    import imagecodecs
+
+    if syntax in JPEG_XL:
+        decode: Callable[[bytes], NDArray[Any]] = imagecodecs.jpegxl_decode
+        return decode
+    return lambda frame: np.asarray(imagecodecs.jpeg_decode(frame))

@@ -1,0 +1,135 @@
+"""From stored to modality values: rescale or Modality LUT, per frame where the file says so; palettes to RGB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut, convert_color_space
+
+from hilum.data.ledger import Rejected
+from hilum.medical.dicom.header import Header
+from hilum.medical.dicom.layout import GREY, PALETTE, Layout
+
+Array = NDArray[Any]
+_UNITS = frozenset(
+    {"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "BQML", "CNTS", "PROPCPS", "GY", "CM2ML", "GML"}
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table (PS3.3 C.11.1.1.1): input ``first`` gives ``values[0]``; inputs outside give the nearest end."""
+
+    first: int
+    values: Array
+    bits: int
+
+    def __call__(self, x: Array) -> Array:
+        return self.values[np.clip(np.rint(x).astype(np.int64) - self.first, 0, len(self.values) - 1)]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """``stored * slope + intercept`` of each frame, or ``table(stored)``."""
+
+    slopes: NDArray[np.float64]  # (1,) where all frames share it, else (F,)
+    intercepts: NDArray[np.float64]
+    table: Table | None = None
+    unit: str | None = None
+
+    @property
+    def line(self) -> tuple[float, float] | None:
+        """Slope and intercept where one line holds for all frames."""
+        return (
+            (float(self.slopes[0]), float(self.intercepts[0])) if self.table is None and len(self.slopes) == 1 else None
+        )
+
+    def values(self, stored: Array, frames: range) -> Array | None:
+        """Modality values of ``frames`` where they are not one line of ``stored``: table output, or float32."""
+        if self.table is not None:
+            return self.table(stored)
+        if self.line is not None:
+            return None
+        shape = (-1,) + (1,) * (stored.ndim - 1)
+        line: Array = stored * self.slopes[frames].reshape(shape) + self.intercepts[frames].reshape(shape)
+        return line.astype(np.float32)
+
+
+def modality_of(header: Header, layout: Layout) -> Modality:
+    """Of grey images; anything else is left as it is."""
+    one, zero = np.ones(1), np.zeros(1)
+    if layout.photometric not in GREY:
+        return Modality(one, zero)
+    sequence = header.value("ModalityLUTSequence")
+    if sequence:
+        kind = header.code("ModalityLUTType", data=sequence[0])
+        table = table_of(header, sequence[0], signed=layout.kind == "i")
+        return Modality(one, zero, table, kind if kind in _UNITS else None)
+    items = [header.functional(f, "PixelValueTransformationSequence") for f in range(layout.frames)]
+    lines = [_line(header, item) for item in (items if any(i is not None for i in items) else [None])]
+    if len(set(lines)) == 1:
+        lines = lines[:1]
+    slopes, intercepts = np.array(lines, np.float64).T
+    if not (np.isfinite(slopes).all() and np.isfinite(intercepts).all() and slopes.all()):
+        raise Rejected("inconsistent_attributes", "RescaleSlope is zero, or the rescale is not finite")
+    return Modality(slopes, intercepts, unit=_unit(header, items[0] if items else None))
+
+
+def _line(header: Header, item: Dataset | None) -> tuple[float, float]:
+    slope, intercept = (header.number(k, data=item) for k in ("RescaleSlope", "RescaleIntercept"))
+    if (slope is None) != (intercept is None):
+        header.note("incomplete_rescale")
+    return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+
+
+def _unit(header: Header, item: Dataset | None) -> str | None:
+    kind = header.code("RescaleType", data=item) or header.code("Units")
+    if kind is None and header.code("Modality") == "CT" and "LOCALIZER" not in str(header.value("ImageType") or ""):
+        kind = "HU" if header.has("RescaleIntercept") or item is not None else None
+    return kind if kind in _UNITS else None
+
+
+def table_of(header: Header, item: Dataset, *, signed: bool) -> Table:
+    """A LUT item. 8-bit tables come as bytes or as words; entries beyond the stated depth raise the depth."""
+    description = header.shorts("LUTDescriptor", data=item, signed=False)
+    if len(description) != 3:
+        raise Rejected("inconsistent_attributes", "LUTDescriptor is not three numbers")
+    count, first, bits = description[0] or 1 << 16, description[1], description[2]
+    first = first - 0x10000 if signed and first > 0x7FFF else first
+    raw = header.value("LUTData", data=item)
+    if isinstance(raw, bytes):
+        narrow = len(raw) in (count, count + count % 2) and bits <= 8
+        kind = "u1" if narrow else "<u2" if header.little_endian else ">u2"
+        entries = np.frombuffer(raw[: len(raw) // np.dtype(kind).itemsize * np.dtype(kind).itemsize], kind)
+    else:
+        entries = np.array([int(v) & 0xFFFF for v in (raw or [])], np.uint16)
+    if len(entries) < count:
+        raise Rejected("inconsistent_attributes", "LUTData is shorter than its descriptor says")
+    entries = entries[:count].astype(np.uint16)
+    return Table(first, entries, max(bits, int(entries.max()).bit_length(), 1))
+
+
+def to_rgb(header: Header, stored: Array, layout: Layout) -> Array:
+    """(F,H,W,3) of palette or colour stored values (PS3.3 C.7.6.3.1.2, C.7.9)."""
+    try:
+        if layout.photometric == PALETTE:
+            return _palette(header, stored)
+        if layout.photometric in ("YBR_FULL", "YBR_FULL_422"):
+            rgb: Array = convert_color_space(stored, "YBR_FULL", "RGB", per_frame=len(stored) > 1)
+            return rgb
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise Rejected("inconsistent_attributes", "its palette is incomplete") from None
+    return stored
+
+
+def _palette(header: Header, stored: Array) -> Array:
+    descriptor = header.shorts("RedPaletteColorLookupTableDescriptor", signed=False)
+    rgb: Array = apply_color_lut(stored, header.data)[..., :3]
+    # Many writers put 8-bit entries into the high byte of 16-bit words, or declare 16 bits for 8 (PS3.3 C.7.6.3.1.6).
+    if rgb.dtype == np.uint16 and len(descriptor) == 3 and descriptor[2] == 8:
+        rgb = rgb.astype(np.uint8)
+    return rgb
