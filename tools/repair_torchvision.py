@@ -50,7 +50,9 @@ def definition(symbol: str) -> str:
 def open_symbols(vision: Path, torch_lib: Path) -> dict[str, list[str]]:
     """Library name -> symbols that torchvision's extensions expect of it and nobody defines."""
     defined = {
-        row[-1].split("@")[0] for lib in torch_lib.glob("*.so*") for row in output("nm", "-D", "--defined-only", str(lib))
+        row[-1].split("@")[0]
+        for lib in torch_lib.glob("*.so*")
+        for row in output("nm", "-D", "--defined-only", str(lib))
     }
     wanted = {
         row[-1]

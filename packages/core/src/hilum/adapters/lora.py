@@ -38,11 +38,12 @@ class LowRank(nn.Module):
         self.factor, self.dropout = alpha / rank, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.A), self.B) * self.factor
+        reduced = F.linear(F.dropout(x.to(self.A.dtype), self.dropout, self.training), self.A)
+        return (F.linear(reduced, self.B) * self.factor).to(x.dtype)
 
     def weight(self) -> Tensor:
         """(d_out, d_in): what merging adds."""
-        return self.B.float() @ self.A.float() * self.factor
+        return self.B @ self.A * self.factor
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class LoRA(Adapter):
             for link in layer.links:
                 if link.adapter is self:
                     target = layer.weight[link.rows]
-                    target.copy_(target.float() + link.update.weight() * self.scale)
+                    wide = torch.promote_types(target.dtype, torch.float32)  # half-precision bases add up in float32
+                    target.copy_(target.to(wide) + link.update.weight().to(wide) * self.scale)
 
     def load(self, delta: Mapping[str, Tensor], *, base_sha256: str | None = None) -> None:
         """Load a delta; another rank, other roles or another base raise."""

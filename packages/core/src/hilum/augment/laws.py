@@ -1,7 +1,7 @@
 """From ops to numbers: how every parameter is drawn, and how geometry becomes ONE matrix.
 
 Each op draws from its own Philox stream on the host in float64, so adding or dropping an op changes no other's draws.
-Geometry is composed in declared order: what stands before ``resized_crop`` acts on the source's frame, what stands
+Geometry is composed in the policy's order: what stands before ``resized_crop`` acts on the source's frame, what stands
 after it on the output's; where there is no ``resized_crop``, the evaluation fit comes first.
 """
 

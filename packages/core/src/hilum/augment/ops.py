@@ -6,6 +6,9 @@ Ranges are ``[lo, hi]``, drawn uniformly (a crop's aspect: log-uniformly). A sin
 (rotate and shear in degrees, translate as a fraction of the side, window shift as a fraction of its width),
 ``[1 - a, 1 + a]`` (scale, brightness, contrast, gamma, window width) or ``[0, a]`` (blur in output pixels, noise in
 window units). A mapping ``{range: ..., p: 0.5}`` adds a probability.
+
+A section is a mapping, whose order means nothing: ops act in the order of :data:`OPS`. Another order is asked for by
+``order: [rotate, resized_crop, ...]``, a list of all declared ops, and refused where one pass cannot express it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Op:
         return " ".join([self.name, *shown, *([f"p {self.p:g}"] if self.p < 1 else [])])
 
 
-# op -> (class, parameter -> how a single number is read)
+# op -> (class, parameter -> how a single number is read), in the order in which ops act unless ``order`` says otherwise
 OPS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = MappingProxyType(
     {
         "resized_crop": ("G", {"area": "share", "aspect": "ratio"}),
@@ -48,9 +51,9 @@ OPS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = MappingProxyType(
         "scale": ("G", {"range": "factor"}),
         "shear": ("G", {"range": "angle"}),
         "affine": ("G", {"rotate": "symmetric", "translate": "symmetric", "scale": "factor", "shear": "angle"}),
-        "rand": ("GSP", {}),
         "blur": ("S", {"range": "positive"}),
         "window": ("W", {"shift": "symmetric", "width": "factor"}),
+        "rand": ("GSP", {}),
         "brightness": ("P", {"range": "factor"}),
         "contrast": ("P", {"range": "factor"}),
         "gamma": ("P", {"range": "factor"}),
@@ -79,8 +82,8 @@ _LIMITS: Final = {
 
 
 def read_ops(config: Mapping[str, Any]) -> tuple[Op, ...]:
-    """The ops of an ``augment`` section in declared order; anything unknown raises with the nearest key."""
-    known = [*OPS, *CHOICES, "hflip_with_sides"]
+    """The ops of an ``augment`` section, in acting order; anything unknown raises with the nearest key."""
+    known = [*OPS, *CHOICES, "hflip_with_sides", "order"]
     for name in config:
         if name not in known:
             raise _wrong(f"unknown key {name!r}", nearest(str(name), known) or f"known: {', '.join(known)}")
@@ -92,7 +95,11 @@ def read_ops(config: Mapping[str, Any]) -> tuple[Op, ...]:
     if not isinstance(config.get("hflip_with_sides", False), bool):
         raise _wrong(f"hflip_with_sides is {config['hflip_with_sides']!r}", "true or false")
     # false, null or 0 switches an op off, as when a recipe's line is overridden on the command line
-    return tuple(_read(name, value) for name, value in config.items() if name in OPS and value not in (None, False))
+    ops = {name: _read(name, config[name]) for name in OPS if config.get(name) not in (None, False)}
+    order = config.get("order", list(ops))
+    if not isinstance(order, Sequence) or isinstance(order, str) or sorted(map(str, order)) != sorted(ops):
+        raise _wrong(f"order is {order!r}", f"a list of every declared op, each once: {list(ops)}")
+    return tuple(ops[name] for name in order)
 
 
 def _read(name: str, value: Any) -> Op:

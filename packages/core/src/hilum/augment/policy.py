@@ -66,8 +66,8 @@ class Policy:
         self.border: str | float = config.get("border", "background")
         how = config.get("fit", "auto")
         self.fit: str = how if how != "auto" else "crop" if "resized_crop" in names else "pad"
-        declared = [op.name for op in self.ops if op.name in POINTWISE]
-        self.pointwise: tuple[str, ...] = tuple(dict.fromkeys([*declared, *POINTWISE]))
+        ordered = [op.name for op in self.ops if op.name in POINTWISE]
+        self.pointwise: tuple[str, ...] = tuple(dict.fromkeys([*ordered, *POINTWISE]))  # rand may use all of them
 
     def eval(self) -> Policy:
         """The same view without chance: resize and normalise through the same kernel."""

@@ -135,15 +135,14 @@ def _general(x: Tensor, m: Array, out: tuple[int, int], border: Border, sigma: f
     grid_m = (m - [[0, 0, low[0]], [0, 0, low[1]]] + [[0, 0, 0.5]]) * (2.0 / sizes)[:, None] - [[0, 0, 1.0]]
     source = window.permute(2, 0, 1)[None]
     q_y, q_x = (torch.arange(n, dtype=torch.float64, device=x.device) for n in out)
-    base = torch.stack([r[1] * q_x + (r[0] * q_y + r[2])[:, None] for r in grid_m[::-1].tolist()], -1)  # (x, y)
-    total: Tensor | None = None
-    for i in range(taps[0]):
-        for j in range(taps[1]):
-            inner = grid_m[::-1, :2] @ [(i + 0.5) / taps[0] - 0.5, (j + 0.5) / taps[1] - 0.5]
-            grid = (base + base.new_tensor(inner)).float()[None]
-            read = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            total = read if total is None else total.add_(read)
-    assert total is not None
+    base = torch.empty((1, *out, 2), device=x.device)
+    for k, (a, b, c) in enumerate(grid_m[::-1].tolist()):  # grid_sample wants (x, y)
+        base[0, ..., k] = b * q_x + (a * q_y + c)[:, None]
+    grid, total = torch.empty_like(base), torch.zeros((1, x.shape[2], *out), device=x.device)
+    for i, j in np.ndindex(*taps):
+        inner = grid_m[::-1, :2] @ [(i + 0.5) / taps[0] - 0.5, (j + 0.5) / taps[1] - 0.5]
+        torch.add(base, base.new_tensor(inner), out=grid)
+        total += F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return total.div_(taps[0] * taps[1])[0].permute(1, 2, 0)
 
 
@@ -258,7 +257,7 @@ def _mix(x: Tensor, base: NDArray[np.int64], weights: NDArray[np.float32]) -> Te
     """(R, W, C) -> (n, W, C): rows base .. base + K - 1 summed with ``weights`` (n, K)."""
     index = torch.from_numpy(base[:, None] + np.arange(weights.shape[1])).to(x.device)
     w = torch.from_numpy(weights).to(x.device)
-    out = F.embedding_bag(index, x.flatten(1), mode="sum", per_sample_weights=w)
+    out = F.embedding_bag(index, x.flatten(1).contiguous(), mode="sum", per_sample_weights=w)
     return out.reshape(len(base), *x.shape[1:])
 
 
@@ -285,7 +284,7 @@ def _blur(x: Tensor, along: tuple[Array, Array], diagonal: Array, sign: int) -> 
     if len(diagonal) == 1:
         return x
     n, w = x.shape[0] - len(diagonal) + 1, x.shape[1] - len(diagonal) + 1
-    total = x.new_zeros(n, w, x.shape[2])
+    x, total = x.contiguous(), x.new_zeros(n, w, x.shape[2])
     for k, weight in enumerate(diagonal.tolist()):
         column = k if sign > 0 else len(diagonal) - 1 - k
         total.add_(x[k : k + n, column : column + w], alpha=weight)

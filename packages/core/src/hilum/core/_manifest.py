@@ -4,10 +4,15 @@ DISTRIBUTION = "hilum"
 ENTRIES: dict[str, dict[str, object]] = {
     "objective": {
         "masked": {"target": "hilum.objectives.masked:Masked", "help": "masked autoencoding of patches (MAE)"},
+        "simmim": {"target": "hilum.objectives.simmim:SimMIM", "help": "masked patches as a token, l1 on their pixels (SimMIM)"},
         "supervised": {"target": "hilum.objectives.supervised:Supervised", "help": "findings or classes from labels"},
     },
     "encoder": {
-        "timm/*": {"target": "hilum.encoders.build:timm_encoder", "help": "any timm model by its name", "requires": ["timm"]},
+        "timm/*": {
+            "target": "hilum.encoders.build:timm_encoder",
+            "help": "any timm model by its name",
+            "requires": ["timm"],
+        },
         "monai/*": {
             "target": "hilum.encoders.build:monai_encoder",
             "help": "a MONAI network's encoder",
@@ -21,7 +26,10 @@ ENTRIES: dict[str, dict[str, object]] = {
     },
     "head": {
         "linear": {"target": "hilum.heads.linear:LinearHead", "help": "one linear layer on the pooled feature"},
-        "attentive": {"target": "hilum.heads.attentive:AttentiveHead", "help": "attention pooling with a learned query"},
+        "attentive": {
+            "target": "hilum.heads.attentive:AttentiveHead",
+            "help": "attention pooling with a learned query",
+        },
     },
     "plan": {
         "shuffle": {"target": "hilum.data.plan:Shuffle", "help": "every sample once an epoch, in a keyed order"},
@@ -32,7 +40,10 @@ ENTRIES: dict[str, dict[str, object]] = {
         "image-files": {"target": "hilum.data.image_files:ImageFilesIntake", "help": "PNG, JPEG, TIFF; 8 and 16 bit"}
     },
     "verb": {
-        "index": {"target": "hilum.verbs.intake:index", "help": "read an archive into a study: every file accounted for"},
+        "index": {
+            "target": "hilum.verbs.intake:index",
+            "help": "read an archive into a study: every file accounted for",
+        },
         "doctor": {"target": "hilum.verbs.doctor:doctor", "help": "check this machine, or what a study holds"},
         "list": {"target": "hilum.verbs.listing:list_", "help": "show recipes, encoders, objectives, ..."},
         "split": {"target": "hilum.verbs.splitting:split", "help": "group-disjoint train, validation and test sets"},

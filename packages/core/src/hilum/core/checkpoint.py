@@ -113,12 +113,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not candidate.is_file():
             continue
         if sums and file_sha256(candidate) not in sums:
-            warnings.warn(f"{candidate.name} is damaged (its hash is not on record); trying the one before", stacklevel=2)
+            warnings.warn(
+                f"{candidate.name} is damaged (its hash is not on record); trying the one before", stacklevel=2
+            )
             continue
         try:
             payload = torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:
-            warnings.warn(f"{candidate.name} cannot be read ({type(error).__name__}); trying the one before", stacklevel=2)
+            warnings.warn(
+                f"{candidate.name} cannot be read ({type(error).__name__}); trying the one before", stacklevel=2
+            )
             continue
         return dict(payload)
     raise HilumError(

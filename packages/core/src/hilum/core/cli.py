@@ -113,12 +113,22 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: An
         return
     flag = "--" + parameter.name.rstrip("_").replace("_", "-")
     if kind is bool:
-        parser.add_argument(flag, dest=parameter.name, action=argparse.BooleanOptionalAction, default=parameter.default, help=shown)
+        parser.add_argument(
+            flag, dest=parameter.name, action=argparse.BooleanOptionalAction, default=parameter.default, help=shown
+        )
     elif many:
-        parser.add_argument(flag, dest=parameter.name, type=kind, action="append", default=None, help=shown + " (repeatable)")
+        parser.add_argument(
+            flag, dest=parameter.name, type=kind, action="append", default=None, help=shown + " (repeatable)"
+        )
     else:
         parser.add_argument(
-            flag, dest=parameter.name, type=kind, choices=choices, required=required, default=None if required else parameter.default, help=shown
+            flag,
+            dest=parameter.name,
+            type=kind,
+            choices=choices,
+            required=required,
+            default=None if required else parameter.default,
+            help=shown,
         )
 
 

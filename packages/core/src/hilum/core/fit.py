@@ -57,7 +57,9 @@ def _strategy(name: str, devices: int | str) -> Any:
 
         # Lightning's "auto" would make every local rank a tensor-parallel one and shard nothing.
         ranks = int(os.environ.get("WORLD_SIZE", devices if isinstance(devices, int) else 1))
-        return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return ModelParallelStrategy(
+            data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     if name == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 

@@ -17,7 +17,9 @@ class Head(nn.Module):
 
     def forward(self, features: Features, batch: Batch | None = None) -> Prediction:
         """Features of a batch to scores."""
-        raise ContractError(f"{type(self).__name__} is not a head", ["method forward(features, batch=None) -> Prediction"])
+        raise ContractError(
+            f"{type(self).__name__} is not a head", ["method forward(features, batch=None) -> Prediction"]
+        )
 
 
 def check_head(candidate: Any, *, where: str = "") -> None:

@@ -29,12 +29,15 @@ from hilum.core.objective import Objective
 from hilum.core.types import BadSample, Batch, Prediction, Progress, StepOutput
 from hilum.parts.gather import all_reduce_sum, rank, world
 
+
 class Feed(Protocol):
     """What the loop asks of the data: global steps as lists of this rank's micro-batches, and plain loaders."""
 
     steps_per_epoch: int
 
-    def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> Iterable[list[Batch]]: ...
+    def train_loader(
+        self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int
+    ) -> Iterable[list[Batch]]: ...
     def augment(self, batch: Batch, *, train: bool) -> Batch: ...
     def account(self, delivered: int, bad: Sequence[BadSample], *, epoch: int) -> None: ...
     def check_account(self, *, epoch: int, final: bool) -> None: ...
@@ -109,7 +112,13 @@ class Loop(lightning.LightningModule):
     """Trains one objective on one feed. ``fit`` through :func:`fit`; ``stop_reason`` tells why it ended."""
 
     def __init__(
-        self, objective: Objective, feed: Feed, settings: LoopSettings, *, folder: Path | None = None, hooks: Sequence[Hook] = ()
+        self,
+        objective: Objective,
+        feed: Feed,
+        settings: LoopSettings,
+        *,
+        folder: Path | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -246,7 +255,9 @@ class Loop(lightning.LightningModule):
         if world() == 1:
             return {n: c.detach().float() for n, c in counts.items()}
         names = self._term_names(counts)
-        stacked = torch.stack([counts[n].detach().float() if n in counts else torch.zeros((), device=self.device) for n in names])
+        stacked = torch.stack(
+            [counts[n].detach().float() if n in counts else torch.zeros((), device=self.device) for n in names]
+        )
         return dict(zip(names, all_reduce_sum(stacked).unbind(), strict=True))
 
     def _term_names(self, terms: Mapping[str, Any]) -> list[str]:
@@ -275,7 +286,9 @@ class Loop(lightning.LightningModule):
 
         def take(output: StepOutput, group: str = "main") -> None:
             if group not in self._optimisers:
-                raise HilumError(f"take: there is no optimiser group {group!r}", fix=f"one of {sorted(self._optimisers)}")
+                raise HilumError(
+                    f"take: there is no optimiser group {group!r}", fix=f"one of {sorted(self._optimisers)}"
+                )
             totals = self._reduce_counts({n: t.count for n, t in output.terms.items()}, output)
             own = {id(p) for g in self._optimisers[group].param_groups for p in g["params"]}
             with self._only(own):
@@ -371,10 +384,14 @@ class Loop(lightning.LightningModule):
 
     # ---- accounting, logs, ends ----------------------------------------------------------------------------
 
-    def _numbers(self, sums: Mapping[str, Tensor], totals: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> dict[str, float]:
+    def _numbers(
+        self, sums: Mapping[str, Tensor], totals: Mapping[str, Tensor], logs: Mapping[str, Tensor]
+    ) -> dict[str, float]:
         if world() > 1:
             names = self._term_names(sums)
-            stacked = torch.stack([sums[n].float() if n in sums else torch.zeros((), device=self.device) for n in names])
+            stacked = torch.stack(
+                [sums[n].float() if n in sums else torch.zeros((), device=self.device) for n in names]
+            )
             sums = dict(zip(names, all_reduce_sum(stacked).unbind(), strict=True))
         means = {f"train/{n}": float(s / _counted(totals[n])) for n, s in sums.items()}
         return means | {f"train/{n}": float(v.detach()) for n, v in logs.items()}
@@ -447,7 +464,11 @@ class Loop(lightning.LightningModule):
         if improved:
             self.save("best")
         self.save("last")
-        if self.settings.stop_after is not None and p.epochs_without_gain >= self.settings.stop_after and not self.stop_reason:
+        if (
+            self.settings.stop_after is not None
+            and p.epochs_without_gain >= self.settings.stop_after
+            and not self.stop_reason
+        ):
             self.stop_reason = "no gain"
         if self.stop_reason:
             self.trainer.should_stop = True
@@ -584,7 +605,9 @@ def peak_memory_mib() -> float:
 
 
 @torch.no_grad()
-def predict_batches(objective: Objective, loader: Iterable[Batch], feed: Feed, *, device: torch.device) -> Iterable[tuple[Batch, Prediction]]:
+def predict_batches(
+    objective: Objective, loader: Iterable[Batch], feed: Feed, *, device: torch.device
+) -> Iterable[tuple[Batch, Prediction]]:
     """Run ``predict`` over plain batches: moved, augmented for evaluation, one at a time."""
     for batch in loader:
         if batch.size:

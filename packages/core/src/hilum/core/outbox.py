@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 LOG = logging.getLogger("hilum.track")
-WAIT_S, UPLOAD_WAIT_S, BACKOFF_S, LETTERS = 20, 600, 600.0, 5000
+WAIT_S, UPLOAD_WAIT_S, BACKOFF_S, LETTERS = 20, 600, 600.0, 500
 # In force while a call is under way, and only where the user set nothing.
 _SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 _LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
@@ -78,15 +78,20 @@ class Outbox:
             LOG.warning("%s", public(text))
 
     def put(self, what: str, action: Action, *, wait_s: int = WAIT_S) -> None:
-        """``what`` names the call in messages. Beyond 5000 waiting calls new ones are dropped, with a warning."""
+        """``what`` names the call in messages. Beyond 500 waiting calls new ones are dropped, with a warning."""
         if len(self.letters) < LETTERS:
             self.letters.append((what, action, wait_s))
         else:
             self.warn("full", f"too much waits for the tracking store: {what} and what follows is not sent")
 
+    @property
+    def ready(self) -> bool:
+        """Whether the last failure is long enough ago."""
+        return time.monotonic() >= self._retry_at
+
     def send(self, *, last: bool = False) -> bool:
         """Sends what waits; False where something is left or a failure was too recent (``last``: try all the same)."""
-        if self.busy or (not last and time.monotonic() < self._retry_at):
+        if self.busy or not (last or self.ready):
             return False
         self.busy = True  # a signal's handler may come back here
         try:

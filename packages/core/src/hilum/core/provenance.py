@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -117,6 +118,7 @@ def refuse_private(path: Path, roots: Iterable[Path]) -> None:
             raise HilumError("nothing from private/ may leave the study", where=str(item), fix=fix)
 
 
+@functools.cache
 def environment() -> str:
     """Interpreter, system and every installed distribution, one ``name==version`` a line."""
     found = {f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if item.name}

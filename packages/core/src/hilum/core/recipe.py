@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
         "validate_epochs": (int,), "log_every": (int,),
     },
     "run": {
-        "study": (str,), "split": (str,), "fraction": NUMBER, "init": (str,), "index_digest": (str,),
+        "study": (str,), "split": (str,), "fraction": NUMBER, "fold": (int,), "init": (str,), "index_digest": (str,),
         "split_digest": (str,), "hilum": (str,), "name": (str,), "rows": (dict,), "threads": (int,),
     },
 }  # fmt: skip
@@ -134,7 +134,9 @@ def load_recipe(name: str | Path, *, sets: Sequence[str] = (), names: Registry =
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise HilumError(f"there is no recipe file {path}", fix="give a path to a YAML file or a name of `hilum list`")
+            raise HilumError(
+                f"there is no recipe file {path}", fix="give a path to a YAML file or a name of `hilum list`"
+            )
     else:
         path = names.get("recipe", str(name)).path
     text = path.read_text(encoding="utf-8")
@@ -161,7 +163,9 @@ def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Reg
     check(recipe, names=names, from_settings={s.partition("=")[0].strip() for s in sets})
     filled = merge(DEFAULTS, data)
     if "lr" not in filled.get("optim", {}) and "base_lr" not in filled.get("optim", {}):
-        raise HilumError("the recipe sets no learning rate", where=recipe.where("optim"), fix="add optim.lr or optim.base_lr")
+        raise HilumError(
+            "the recipe sets no learning rate", where=recipe.where("optim"), fix="add optim.lr or optim.base_lr"
+        )
     return Recipe(filled, origin, lines)
 
 
@@ -214,14 +218,16 @@ def check(recipe: Recipe, *, names: Registry = registry, from_settings: Iterable
         _typed(key, value, TOP[key], place(key))
         if isinstance(value, dict):
             _depth(key, value, place)
-        for inner, content in (value.items() if key in SECTIONS and isinstance(value, dict) else ()):
+        for inner, content in value.items() if key in SECTIONS and isinstance(value, dict) else ():
             _known(inner, SECTIONS[key], place(f"{key}.{inner}"), key)
             _typed(f"{key}.{inner}", content, SECTIONS[key][inner], place(f"{key}.{inner}"))
     if recipe.get("schema", 1) != 1:
         raise HilumError(f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"))
     precision = recipe.get("precision", "32-true")
     if precision not in PRECISIONS:
-        raise HilumError(f"unknown precision {precision!r}", where=place("precision"), fix="one of " + " ".join(PRECISIONS))
+        raise HilumError(
+            f"unknown precision {precision!r}", where=place("precision"), fix="one of " + " ".join(PRECISIONS)
+        )
     for key, kind in COMPONENTS.items():
         if key in recipe.data:
             _component(kind, recipe[key], key, place, names)
@@ -237,13 +243,27 @@ def check(recipe: Recipe, *, names: Registry = registry, from_settings: Iterable
 
 def _known(key: str, known: Iterable[str], where: str, section: str) -> None:
     if key not in known:
-        raise HilumError(f"unknown key {key!r} in {section}", where=where, fix=nearest(key, known) or "known keys: " + " ".join(sorted(known)))
+        raise HilumError(
+            f"unknown key {key!r} in {section}",
+            where=where,
+            fix=nearest(key, known) or "known keys: " + " ".join(sorted(known)),
+        )
 
 
 def _typed(key: str, value: Any, types: tuple[type, ...], where: str) -> None:
     if types is ANY or (isinstance(value, types) and not (isinstance(value, bool) and bool not in types)):
         return
-    wanted = " or ".join({"dict": "a mapping", "list": "a list", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}[t.__name__] for t in types)
+    wanted = " or ".join(
+        {
+            "dict": "a mapping",
+            "list": "a list",
+            "str": "text",
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+        }[t.__name__]
+        for t in types
+    )
     hint = "write 1.0e-4, not 1e-4 (YAML reads the latter as text)" if isinstance(value, str) and float in types else ""
     raise HilumError(f"{key} must be {wanted}, got {value!r}", where=where, fix=hint)
 
@@ -252,7 +272,11 @@ def _depth(key: str, value: dict[str, Any], place: Any) -> None:
     for inner, content in value.items():
         for innermost in content.values() if isinstance(content, dict) else ():
             if isinstance(innermost, dict):
-                raise HilumError("a recipe is two levels deep at most", where=place(f"{key}.{inner}"), fix="move the settings into code that is registered by name")
+                raise HilumError(
+                    "a recipe is two levels deep at most",
+                    where=place(f"{key}.{inner}"),
+                    fix="move the settings into code that is registered by name",
+                )
 
 
 def _component(kind: str, value: Mapping[str, Any], key: str, place: Any, names: Registry) -> None:

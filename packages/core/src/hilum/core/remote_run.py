@@ -21,11 +21,12 @@ def _portions(items: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """At most 100 entries and ``REQUEST_CHARS`` a request."""
     portion: dict[str, str] = {}
     for key, value in items.items():
-        if len(portion) == 100 or sum(map(len, portion.values())) + len(value) > REQUEST_CHARS:
+        if portion and (len(portion) == 100 or sum(map(len, portion.values())) + len(value) > REQUEST_CHARS):
             yield portion
             portion = {}
         portion[key] = value
-    yield portion
+    if portion:
+        yield portion
 
 
 class RemoteRun:
@@ -40,6 +41,11 @@ class RemoteRun:
         self.params: dict[str, str] = {}
         self.tags: dict[str, str] = {}
         self.last: dict[str, tuple[int, str]] = {}
+
+    @property
+    def is_local(self) -> bool:
+        """A file, not a server."""
+        return self.uri.startswith(("sqlite:", "file:")) or "://" not in self.uri
 
     def connect(self) -> tuple[Any, str]:
         """Finds or makes the experiment and the run: (client, run id)."""

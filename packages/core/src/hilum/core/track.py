@@ -87,17 +87,16 @@ class Tracker:
             return NullTracker(study=study, run_dir=run_dir, keep=_rank() == 0)
         self = cls(study=study, run_dir=run_dir, experiment=experiment, run_name=run_name, hook=hook, flush_s=flush_s)
         self.run.run_id, self.run.resumed_from = run_id or self._run_json().get("run_id"), resumed_from
-        uri = self.run.uri
         try:
             self.outbox.link = self._connect()
         except ImportError:
             self.outbox.warn("mlflow", "mlflow is not installed: numbers go to logs/metrics.jsonl alone")
             return NullTracker(study=study, run_dir=run_dir)
         except Exception as error:
-            if refused(error) or uri.startswith(("sqlite:", "file:")) or "://" not in uri:
+            if refused(error) or self.run.is_local:
                 fix = "set MLFLOW_TRACKING_URI to http://HOST:PORT or sqlite:///FILE, or unset it for STUDY/mlflow.db"
                 what = f"the tracking store cannot be used: {brief(error)}"
-                raise HilumError(what, where=public(uri), fix=fix) from None
+                raise HilumError(what, where=public(self.run.uri), fix=fix) from None
             self.outbox.fail(error)
         atexit.register(self.close, "KILLED")
         packages = environment()
@@ -132,11 +131,10 @@ class Tracker:
 
     def _post(self, what: str, action: Action, *, wait_s: int = WAIT_S) -> None:
         if self.closed:
-            return self.outbox.warn("closed", f"the tracker is closed: {what} is not sent")
-        self._pack()
-        self.outbox.put(what, action, wait_s=wait_s)
-        self.flush()
-        return None
+            self.outbox.warn("closed", f"the tracker is closed: {what} is not sent")
+        else:
+            self.outbox.put(what, action, wait_s=wait_s)
+            self.flush()
 
     def _pack(self) -> None:
         for start in range(0, len(self._points), 1000):
@@ -145,7 +143,8 @@ class Tracker:
 
     def flush(self, *, last: bool = False) -> bool:
         """Sends what waits; False where something is left, or a failure was too recent to try (``last``: try)."""
-        self._pack()
+        if last or self.outbox.ready or len(self._points) >= 1000:  # else they wait here, to go in fewer requests
+            self._pack()
         self._flush_at = time.monotonic() + self.flush_s
         return self.outbox.send(last=last)
 
@@ -158,7 +157,7 @@ class Tracker:
         if len(text) <= limit:
             return text
         file = f"{folder}/{sha(text, 16)}.txt"
-        self._upload(text.encode("utf-8", "backslashreplace"), file)
+        self.log_figure_bytes(text.encode("utf-8", "backslashreplace"), file)
         return f"sha256:{sha(text, 16)} ({len(text)} characters in {file})"
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
@@ -206,13 +205,10 @@ class Tracker:
 
     def log_text(self, text: str, file: str) -> None:
         """A text, redacted, as the artifact ``file`` (``folder/name``)."""
-        self._upload(self.redact(text).encode("utf-8", "backslashreplace"), file)
+        self.log_figure_bytes(self.redact(text).encode("utf-8", "backslashreplace"), file)
 
     def log_figure_bytes(self, data: bytes, file: str) -> None:
-        """An encoded figure (PNG, SVG) as the artifact ``file``."""
-        self._upload(data, file)
-
-    def _upload(self, data: bytes, file: str) -> None:
+        """An encoded figure (PNG, SVG) or other bytes, as they stand, as the artifact ``file``."""
         folder, _, name = legal_name(self.redact(file)).rpartition("/")
 
         def action(client: Any, run_id: str) -> None:

@@ -19,17 +19,19 @@ def collate(samples: Sequence[Sample | BadSample], *, tokenizers: Mapping[str, T
     """A batch of the good samples, with the others in ``bad``; ``size + len(bad)`` is the number given.
 
     Views of equal shape stack. Images (C,H,W) and volumes (C,D,H,W) of different size pack into a Ragged
-    ((sum of pixels, C), ``grid`` (B,2) or (B,3)), rows (N,...) of different length into a Ragged without grid. Different
-    dtypes meet in one that holds both, grey beside colour becomes colour. Text is tokenised by ``tokenizers[view]``.
-    Targets stack; ``valid`` is False where one is NaN (floats) or negative (whole numbers), which then reads 0.
-    A sample whose views or targets differ in kind from those of most others is bad.
+    ((sum of pixels, C), ``grid`` (B,2) or (B,3)), rows (N,...) of different length into a Ragged without grid.
+    Different dtypes meet in one that holds both, grey beside colour becomes colour. Text is tokenised by
+    ``tokenizers[view]``. Targets stack; ``valid`` is False where one is NaN (floats) or negative (whole numbers), which
+    then reads 0. A sample whose views or targets differ in kind from those of most others is bad.
     """
     bad = [s for s in samples if isinstance(s, BadSample)]
     good = [s for s in samples if isinstance(s, Sample)]
     kinds = [_kind(s) for s in good]
     usual = Counter(kinds).most_common(1)[0][0] if kinds else None
     message = "its views or targets differ in kind from the other samples'"
-    bad += [BadSample(s.meta.sample_id, "inconsistent", message) for s, k in zip(good, kinds, strict=True) if k != usual]
+    bad += [
+        BadSample(s.meta.sample_id, "inconsistent", message) for s, k in zip(good, kinds, strict=True) if k != usual
+    ]
     good = [s for s, k in zip(good, kinds, strict=True) if k == usual]
     batch = Batch({}, meta=[s.meta for s in good], bad=bad)
     for name in good[0].views if good else ():
@@ -81,7 +83,11 @@ def _tokens(name: str, values: list[Any], tokenizers: Mapping[str, Tokenizer]) -
         raise HilumError(f"the text view {name!r} has no tokenizer", fix="name the encoder whose tokenizer reads it")
     several = isinstance(values[0], list)
     ids, valid, _ = tokenizers[name]([t for v in values for t in v] if several else values)
-    return (ids.unflatten(0, (len(values), -1)), valid.unflatten(0, (len(values), -1))) if several else (ids, valid)
+    return (
+        (ids.view(len(values), -1, ids.shape[-1]), valid.view(len(values), -1, ids.shape[-1]))
+        if several
+        else (ids, valid)
+    )
 
 
 def _target(target: Tensor) -> tuple[Tensor, Tensor]:

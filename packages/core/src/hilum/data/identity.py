@@ -18,26 +18,8 @@ from pathlib import Path
 from hilum.core.errors import HilumError
 
 SIZE = 32  # bytes of a key
-UNUSABLE = frozenset(
-    [
-        "anonymous",
-        "anonymized",
-        "anonymised",
-        "anonym",
-        "anon",
-        "unknown",
-        "unk",
-        "none",
-        "null",
-        "nil",
-        "nan",
-        "na",
-        "noid",
-        "noname",
-        "patient",
-        "test",
-    ]
-)
+_NOBODY = "anonymous anonymized anonymised anonym anon unknown unk none null nil nan na noid noname patient test"
+UNUSABLE = frozenset(_NOBODY.split())
 
 
 def normalise(text: str) -> str:

@@ -63,9 +63,10 @@ def index_archive(
 ) -> IndexResult:
     """Read an archive into a study (FORMATS 1, 3-6).
 
-    ``labels`` is joined by ``join``; ``group`` names its column that holds the patient (or whatever must stay on one side
-    of a split) for files whose header does not say, by default ``patient_id`` or ``group_id``. ``dataset`` (a registered
-    name or an object with ``table(root)``) stands for labels of a known layout. ``workers=0`` reads in this process.
+    ``labels`` is joined by ``join``; ``group`` names its column that holds the patient (or whatever must stay on one
+    side of a split) for files whose header does not say, by default ``patient_id`` or ``group_id``. ``dataset`` (a
+    registered name, or an object with ``table(root)``) stands for the labels of a known layout. ``workers=0`` reads in
+    this process.
     A second call reads only new and changed files and marks those that are gone.
     """
     root, out, limits = Path(root), Path(out), limits or Limits()

@@ -50,7 +50,9 @@ def read_file(path: Path, intakes: Sequence[Intake], limits: Limits, *, headers_
         return rows
     except Rejected as error:
         return [IndexRow("quarantined", error.reason, error.what)]
-    except (Exception, StopIteration) as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
         for kind, (reason, message) in _MESSAGES.items():
             if isinstance(error, kind):
                 return [IndexRow("quarantined", reason, message)]

@@ -64,8 +64,8 @@ def _numbers(table: Table, name: str, values: Sequence[str]) -> list[float]:
 def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -> list[int | None]:
     """For each row of ``state`` the row of ``table`` it belongs to, or None.
 
-    ``by`` is one of JOINS and names the table's column. Identifiers are compared as keyed digests. A path fits where one
-    is a tail of the other and no other file fits as well. Two table rows for one file must agree in every column.
+    ``by`` is one of JOINS and names the table's column. Identifiers are compared as keyed digests. A path fits where
+    one is a tail of the other and no other file fits as well. Two table rows for one file must agree in every column.
     """
     if by not in JOINS:
         raise HilumError(f"tables cannot be joined by {by!r}", fix=nearest(by, JOINS) or f"one of {', '.join(JOINS)}")
@@ -178,7 +178,7 @@ def check_matched(
 ) -> dict[str, int]:
     """Counts of what found no partner, either way; above ``limit`` of its side that is an error naming rows.
 
-    ``images`` says which files should have a label. A table row that fits a file that could not be indexed has found it.
+    ``images`` says which files should have a label. A row that fits a file that could not be indexed has found it.
     """
     used = {r for r in rows if r is not None}
     lost = [row + 2 for row in range(len(table)) if row not in used]

@@ -23,7 +23,7 @@ class Found:
 
 
 def walk(root: Path, out: Path, exclude: Sequence[str]) -> Iterator[Found]:
-    """Every entry below ``root`` that is not a folder; links are named, never followed. The study ``out`` is left out."""
+    """Every entry below ``root`` that is not a folder; links are named, never followed. The study is left out."""
     base, own = os.fsencode(root) + b"/", os.path.realpath(out)
     pending = [b""]
     while pending:

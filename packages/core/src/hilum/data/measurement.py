@@ -15,8 +15,8 @@ _SAMPLES = 1 << 20  # values kept a chunk where no exact histogram is possible
 class Measurement:
     """Accumulates what the index records of pixels (FORMATS 5).
 
-    Statistics are over modality values ``stored * slope + intercept`` that are valid and finite, before polarity. Stored
-    integers of up to 16 bits with one slope go through a histogram: percentiles are exact (the smallest value with at
+    Statistics are over modality values ``stored * slope + intercept`` that are valid and finite, before polarity.
+    Integers of up to 16 bits with one slope go through a histogram: percentiles are exact (the smallest value with at
     least that share of pixels at or below it). Others keep a regular sample for percentiles.
     """
 
@@ -33,7 +33,12 @@ class Measurement:
         self.non_finite = 0
 
     def add(
-        self, stored: Array, *, values: Array | None = None, shown: Array | None = None, valid: NDArray[np.bool_] | None = None
+        self,
+        stored: Array,
+        *,
+        values: Array | None = None,
+        shown: Array | None = None,
+        valid: NDArray[np.bool_] | None = None,
     ) -> None:
         """A chunk (F,H,W) or (F,H,W,C). ``values`` are modality values where they are not one line of ``stored``,
         ``shown`` what is measured in place of ``stored`` (RGB of a palette); ``valid`` (F,H,W) is False on padding."""

@@ -49,11 +49,16 @@ class Shuffle:
         return min(len(self.rows), self.steps_per_epoch(epoch) * self.batch_size)
 
     def steps(self, epoch: int, *, start: int = 0) -> Iterator[dict[str, list[Request]]]:
-        """The global steps ``start`` .. of an epoch; any of them can be the first."""
+        """The global steps of an epoch from ``start`` on; none depends on those before it."""
         order = self.order(epoch)
         for step in range(start, self.steps_per_epoch(epoch)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             yield {"main": [self._request(i, epoch) for i in chosen]}
+
+    def sizes(self, epoch: int) -> list[int]:
+        """Samples of each global step."""
+        total = self.samples_per_epoch(epoch)
+        return [min(self.batch_size, total - at) for at in range(0, total, self.batch_size)]
 
     def _request(self, i: int, epoch: int) -> Request:
         return Request(int(self.rows[i]), SampleKey.of(self.seed, epoch, self.sample_ids[i]))

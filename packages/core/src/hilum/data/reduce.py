@@ -44,8 +44,7 @@ def area_average(image: Array, size: tuple[int, int], *, valid: NDArray[np.bool_
         kept, _ = _area_sums(np.where(valid.reshape(rows, columns, *channels), wide, 0), size)
         seen = seen.reshape(*size, *channels)
         mean = np.where(seen > 0, _divide(kept, np.maximum(seen, 1), exact), _divide(sums, weight, exact))
-    reduced: Array = mean.astype(image.dtype)
-    return reduced
+    return mean.astype(image.dtype)
 
 
 def valid_average(valid: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -58,7 +57,8 @@ def valid_average(valid: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np
 
 
 def _divide(sums: Array, weight: Any, exact: bool) -> Array:
-    return (2 * sums + weight) // (2 * weight) if exact else sums / weight
+    mean: Array = (2 * sums + weight) // (2 * weight) if exact else sums / weight
+    return mean
 
 
 def _area_sums(x: Array, size: tuple[int, int]) -> tuple[Array, int]:

@@ -101,7 +101,8 @@ class TimmNet(nn.Module):
         return y, [_flat(found[run.index(i)]) for i in wanted]
 
     def _sequence_grid(self, y_BNE: Tensor) -> tuple[int, ...] | None:
-        grid = getattr(getattr(self.net, "patch_embed", None), "grid_size", None)
+        embedding = getattr(self.net, "patch_embed", None) or getattr(self.net, "stem", None)
+        grid = getattr(embedding, "grid_size", None)
         return tuple(grid) if grid and math.prod(grid) == y_BNE.shape[1] - self.spec.num_prefix else None
 
     # --- what optimisers ask ---

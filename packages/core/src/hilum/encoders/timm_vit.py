@@ -192,7 +192,7 @@ class TimmViT(nn.Module):
         if fill is not None:
             assert self.mask_token is not None
             tokens = torch.where(fill[..., None], self.mask_token.to(tokens.dtype), tokens)
-        prefix = [t.expand(len(x), -1, -1) for t in (net.cls_token, net.reg_token) if t is not None]
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (net.cls_token, net.reg_token) if t is not None]
         front = torch.cat(prefix, dim=1) if prefix else tokens[:, :0]
         if net.pos_embed is not None:  # positions come before tokens are left out
             table = resize_positions(net.pos_embed, old_grid=self.grid, new_grid=(height, width), prefix=rows)
@@ -202,7 +202,7 @@ class TimmViT(nn.Module):
             tokens = gather_tokens(tokens, keep)
             valid = None if valid is None else valid.gather(1, keep)
         if valid is not None:
-            valid = torch.cat([valid.new_ones(len(x), front.shape[1]), valid], dim=1)
+            valid = torch.cat([valid.new_ones(x.shape[0], front.shape[1]), valid], dim=1)
         joined = net.norm_pre(net.pos_drop(torch.cat([front, tokens], dim=1)))
         return State(joined, num_prefix=front.shape[1], grid=(height, width), valid=valid)
 

@@ -152,7 +152,7 @@ def _package(name: str) -> Weights:
 
 
 def timm_config(name: str) -> Any:
-    """timm's record of a model (input size, mean, std, licence), or None; an unknown tag is an error naming the known."""
+    """timm's record of a model (input size, mean, std, licence), or None; an unknown tag is an error."""
     from timm.models import get_pretrained_cfg, list_pretrained
 
     try:

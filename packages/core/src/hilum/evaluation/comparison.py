@@ -16,6 +16,8 @@ from hilum.evaluation.metrics import Array
 
 Correction = Literal["bh", "holm"]
 LOWER_IS_BETTER = frozenset({"brier"})
+ROUNDING = 1e-13
+"""Means over findings, folds and seeds that differ by less differ by the order of summation only."""
 
 
 def benjamini_hochberg(p: ArrayLike) -> Array:
@@ -146,6 +148,7 @@ def _row(name: str, a: Metric, b: Metric, redraws_a: Array, redraws_b: Array, si
         reason = a.reason or b.reason
         return Row(name, a, b, Metric(None, n=a.n, n_groups=a.n_groups, reason=reason))
     gain = sign * (redraws_a - redraws_b)
+    gain[np.abs(gain) < ROUNDING] = 0.0
     return Row(
         name,
         a,

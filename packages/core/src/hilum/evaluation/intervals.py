@@ -59,8 +59,8 @@ def bootstrap_groups(groups: Sequence[Any] | NDArray[Any], *, n: int = 1000, see
 class Weighted:
     """One finding's rows, compressed so that a matrix of group weights (G, R) gives R values of each metric.
 
-    K distinct scores of positives cut the negatives into K tied sets and K + 1 gaps between them; sums over these are
-    all that AUROC and AUPRC need.
+    Only the K distinct scores of positives matter. Sums per level of its positives, of the negatives from it up to the
+    level above, and of those that tie with it are all that AUROC and AUPRC need.
     """
 
     def __init__(self, targets: ArrayLike, scores: ArrayLike, codes: NDArray[np.intp], size: int) -> None:
@@ -71,18 +71,17 @@ class Weighted:
         self.n, self.n_positive, self.size = len(y), int(y.sum()), size
         self.positive, self.negative = (np.bincount(g[c], minlength=size).astype(float) for c in (y, ~y))
         levels = np.unique(s[y])
+        self.width = max(len(levels), 1)
         at = np.searchsorted(levels, s, side="right")
-        above = len(levels) - at
-        tied = np.zeros(len(s), dtype=np.intp) if not len(levels) else (levels[np.maximum(at - 1, 0)] == s) & (at > 0)
-        # a tied negative belongs to its own level (above counts it from the top), a loose one to the gap before it
-        cells = 2 * above + tied
-        self._positives = csr_array((np.ones(y.sum()), (above[y], g[y])), shape=(len(levels), size))
-        self._negatives = csr_array((np.ones((~y).sum()), (cells[~y], g[~y])), shape=(2 * len(levels) + 1, size))
-        self._rows = (y, s, g)
+        # negatives below every positive (at = 0) are in no sum: they enter by the total alone
+        loose = ~y & (at > 0)
+        tied = loose & (levels[at - 1] == s) if len(levels) else loose
 
-    @property
-    def width(self) -> int:
-        return int(self._negatives.shape[0])
+        def sums(of: NDArray[np.bool_]) -> Any:
+            return csr_array((np.ones(of.sum()), (len(levels) - at[of], g[of])), shape=(len(levels), size))
+
+        self._positives, self._negatives, self._ties = sums(y), sums(loose), sums(tied) if tied.any() else None
+        self._rows = (y, s, g)
 
     @property
     def n_groups(self) -> int:
@@ -107,17 +106,18 @@ class Weighted:
         out: NDArray[np.bool_] = (self.positive @ weights_GR > 0) & (self.negative @ weights_GR > 0)
         return out
 
-    def _cumulated(self, weights_GR: Array) -> tuple[Array, Array, Array]:
-        positives, negatives = self._positives @ weights_GR, self._negatives @ weights_GR
-        return positives, negatives[1::2], np.cumsum(negatives, 0)
+    def _levels(self, weights_GR: Array) -> tuple[Array, Array | float, Array]:
+        """Per level from the top (K,R): positives, tied negatives, and all negatives at or above."""
+        tied: Array | float = 0.0 if self._ties is None else self._ties @ weights_GR
+        return self._positives @ weights_GR, tied, np.cumsum(self._negatives @ weights_GR, 0)
 
     def values(self, metrics: Sequence[str], weights_GR: Array) -> dict[str, Array]:
         """Metric name -> (R,); NaN where a weighting lacks a class."""
         out: dict[str, Array] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
             if {"auroc", "auprc"} & set(metrics):
-                positives, tied, below = self._cumulated(weights_GR)
-                total, negatives, fp = positives.sum(0), below[-1], below[1::2]
+                positives, tied, fp = self._levels(weights_GR)
+                total, negatives = self.positive @ weights_GR, self.negative @ weights_GR
                 if "auroc" in metrics:
                     out["auroc"] = (positives * (negatives - fp + tied / 2)).sum(0) / (total * negatives)
                 if "auprc" in metrics:
@@ -132,11 +132,11 @@ class Weighted:
 
     def curves(self, grid: Array, weights_GR: Array) -> tuple[Array, Array]:
         """Sensitivity at 1 - specificity = ``grid`` and precision at recall = ``grid``, each (len(grid), R)."""
-        positives, _, below = self._cumulated(weights_GR)
-        tp, fp, before = np.cumsum(positives, 0), below[1::2], below[:-1:2]
+        positives, tied, fp = self._levels(weights_GR)
+        tp, before, negatives = np.cumsum(positives, 0), fp - tied, self.negative @ weights_GR
         roc, pr = np.empty((2, len(grid), weights_GR.shape[1]))
         for r in range(weights_GR.shape[1]):
-            p, n = tp[-1, r], below[-1, r]
+            p, n = tp[-1, r], negatives[r]
             x = np.r_[0.0, np.stack([before[:, r], fp[:, r]], 1).ravel() / n, 1.0]
             y = np.r_[0.0, np.stack([tp[:, r] - positives[:, r], tp[:, r]], 1).ravel() / p, 1.0]
             roc[:, r] = np.interp(grid, x, y)
@@ -290,7 +290,7 @@ def curve_bands(
     groups: Sequence[Any] | NDArray[Any],
     grid: Array,
     *,
-    n: int = 300,
+    n: int = 200,
     seed: int = 0,
 ) -> tuple[Array, Array]:
     """Pointwise 95 % bands over ``grid`` of [0, 1]: (lo, hi) rows for ROC and for precision-recall, each (2, len)."""

@@ -11,7 +11,7 @@ from hilum.core.types import Metric
 
 def text(value: object) -> str:
     """Escaped for HTML; an address stays readable but is no address to a parser or a search for one."""
-    return html.escape(str(value), quote=True).replace("://", "&#58;//")
+    return html.escape(str(value), quote=True).replace("://", "&#58;//").replace("//", "&#47;/")
 
 
 def plural(word: str) -> str:

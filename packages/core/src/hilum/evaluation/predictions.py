@@ -70,8 +70,8 @@ class Predictions:
         return len(self.sample_id)
 
     def rows(self, keep: Any) -> Predictions:
-        """The rows picked by a mask or by positions."""
-        at = np.asarray(keep)
+        """The rows picked by a mask, positions or a slice."""
+        at = np.arange(len(self))[keep]
         columns = (self.sample_id[at], self.group_id[at], self.split[at], self.names, self.targets[at], self.scores[at])
         return Predictions(*columns, self.fold[at], self.seed[at])
 

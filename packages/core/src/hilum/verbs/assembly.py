@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hilum.core.loop import LoopSettings
 from hilum.core.objective import Objective, Parts, check_objective
 from hilum.core.recipe import Recipe
 from hilum.core.registry import registry
-from hilum.core.types import BadSample, Batch, LabelSpace
+from hilum.core.types import LabelSpace
 from hilum.data.cache import ShardCache
 from hilum.data.module import DataModule
 from hilum.data.source import StudySource
@@ -65,8 +65,8 @@ def label_names(recipe: Recipe, study: Study) -> tuple[str, ...]:
 
 
 def open_data(
-    recipe: Recipe, study: Study, *, split_name: str, fraction: float = 1.0, limit: int | None = None, need_labels: bool,
-    splits: Sequence[str] = ("train", "val"), quiet: bool = False,
+    recipe: Recipe, study: Study, *, split_name: str, fraction: float = 1.0, fold: int | None = None, limit: int | None = None,
+    need_labels: bool, splits: Sequence[str] = ("train", "val"), quiet: bool = False,
 ) -> Data:  # fmt: skip
     """Rows by split (checked for leaks), the pixel cache, label space and sources."""
     split = Split.load(study, split_name)
@@ -74,7 +74,7 @@ def open_data(
     among = study.rows(recipe["where"])
     rows = {}
     for name in splits:
-        chosen = split.rows(name, fraction=fraction if name == "train" else 1.0, among=among)
+        chosen = split.rows(name, fraction=fraction if name == "train" else 1.0, fold=fold, among=among)
         rows[name] = chosen[:limit] if limit else chosen
         if not len(chosen):
             raise HilumError(
@@ -84,7 +84,10 @@ def open_data(
             )
     names = label_names(recipe, study) if need_labels or study.label_names else ()
     if need_labels and not names:
-        raise HilumError("this recipe learns from labels and the study has none", fix="hilum index ROOT --out STUDY --labels T.csv --join KEY")
+        raise HilumError(
+            "this recipe learns from labels and the study has none",
+            fix="hilum index ROOT --out STUDY --labels T.csv --join KEY",
+        )
     cache = ShardCache(study, side=recipe["cache"]["side"], rows=np.unique(np.concatenate(list(rows.values()))))
     cache.build(progress=not quiet)
     data = Data(study, split, rows, None, cache)
@@ -134,7 +137,10 @@ def resolve(recipe: Recipe, data: Data, *, devices: int) -> Recipe:
         cap = 256 if torch.cuda.is_available() else 64
         per_device = min(size // max(devices, 1), cap)
     if not isinstance(per_device, int) or per_device < 1:
-        raise HilumError(f"batch.per_device must be a whole number or auto, got {per_device!r}", where=recipe.where("batch.per_device"))
+        raise HilumError(
+            f"batch.per_device must be a whole number or auto, got {per_device!r}",
+            where=recipe.where("batch.per_device"),
+        )
     changes["batch"] = {"per_device": max(per_device, 1)}
     workers = recipe["engine"]["workers"]
     if workers == "auto":
@@ -167,31 +173,34 @@ def normalisation(recipe: Recipe) -> dict[str, tuple[tuple[float, ...], tuple[fl
     return norm
 
 
-class RunFeed:
-    """The data module seen by the loop: global steps, augmentation on the device, epoch accounting."""
+def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: bool = True) -> DataModule:
+    """The data module of a recipe: a plan a split, augmentation drawn in the workers."""
+    size, seed = int(recipe["batch"]["size"]), int(recipe["seed"])
+    lateral = bool(data.labels and data.labels.lateral)
+    augmenter = Augmenter(recipe["views"], recipe["augment"], norm=normalisation(recipe), lateral=lateral and train)
+    plans: dict[str, Any] = {}
+    for name, source in data.sources.items():
+        if name == "train" and train:
+            options = {k: v for k, v in recipe.get("plan", {"name": "shuffle"}).items() if k != "name"}
+            kind = recipe.get("plan", {"name": "shuffle"})["name"]
+            whole = {"drop_last": True} if kind == "shuffle" and len(source) > size else {}
+            plans[name] = registry.build(
+                "plan", kind, source.rows, source.sample_ids, batch_size=size, seed=seed, **whole, **options
+            )
+        else:
+            per_device = int(recipe["batch"]["per_device"])
+            plans[name] = registry.build(
+                "plan", "sequential", source.rows, source.sample_ids, batch_size=per_device, seed=seed
+            )
+    return DataModule(
+        data.sources, plans, augmenter=augmenter, workers=int(recipe["engine"]["workers"]), pin_memory=torch.cuda.is_available(),
+        max_bad=float(recipe["engine"]["max_bad"]), bad_path=bad_path,
+    )  # fmt: skip
 
-    def __init__(self, module: DataModule, augmenter: Augmenter, *, account: Any, max_bad: float) -> None:
-        self.module, self.augmenter, self.max_bad = module, augmenter, max_bad
-        self.ledger = account
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.module.steps_per_epoch
-
-    def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> Any:
-        return self.module.train_loader(epoch, start_step=start_step, rank=rank, world=world, accumulate=accumulate)
-
-    def augment(self, batch: Batch, *, train: bool) -> Batch:
-        return self.augmenter.apply(batch, train=train)
-
-    def account(self, delivered: int, bad: Sequence[BadSample], *, epoch: int) -> None:
-        self.ledger.add(delivered, bad, epoch=epoch)
-
-    def check_account(self, *, epoch: int, final: bool) -> None:
-        self.ledger.check(self.max_bad, epoch=epoch, final=final)
-
-
-def build_objective(recipe: Recipe, labels: LabelSpace | None, *, init: Mapping[str, str] | None = None) -> tuple[Objective, dict[str, Any]]:
+def build_objective(
+    recipe: Recipe, labels: LabelSpace | None, *, init: Mapping[str, str] | None = None
+) -> tuple[Objective, dict[str, Any]]:
     """Encoders (with their start loaded), adapters, head and objective; and a load report an encoder.
 
     ``init`` overrides the recipe's start of an encoder; the value ``"structure"`` builds without loading anything.
@@ -214,6 +223,9 @@ def build_objective(recipe: Recipe, labels: LabelSpace | None, *, init: Mapping[
     head = _head(recipe, encoders, labels)
     parts = Parts(encoders, head, adapters, labels, recipe["views"], normalisation(recipe), int(recipe["seed"]))
     options = {k: v for k, v in recipe["objective"].items() if k != "name"}
+    accepted = registry.keywords("objective", recipe["objective"]["name"]) or set()
+    told = {"task": recipe.get("task"), "pos_weight": recipe["labels"].get("pos_weight")}
+    options = {k: v for k, v in told.items() if k in accepted and v is not None} | options
     objective = registry.build("objective", recipe["objective"]["name"], parts, **options)
     check_objective(objective, where=recipe.where("objective"))
     return objective, reports
@@ -248,7 +260,9 @@ def _head(recipe: Recipe, encoders: Mapping[str, nn.Module], labels: LabelSpace 
     return head  # type: ignore[no-any-return]
 
 
-def loop_settings(recipe: Recipe, *, steps_per_epoch: int, devices: int, monitor: tuple[str, str] | None) -> LoopSettings:
+def loop_settings(
+    recipe: Recipe, *, steps_per_epoch: int, devices: int, monitor: tuple[str, str] | None
+) -> LoopSettings:
     """The recipe's optimiser, schedule and engine sections, resolved."""
     optim, schedule, engine = recipe["optim"], recipe["schedule"], recipe["engine"]
     epochs = float(schedule["epochs"])
@@ -257,7 +271,9 @@ def loop_settings(recipe: Recipe, *, steps_per_epoch: int, devices: int, monitor
     accumulate = max(math.ceil(size / (per_device * devices)), 1)
     lr = scaled_lr(optim, size)
     if schedule["name"] == "plateau":
-        raise HilumError("the plateau schedule is not available", where=recipe.where("schedule.name"), fix="cosine, constant or step")
+        raise HilumError(
+            "the plateau schedule is not available", where=recipe.where("schedule.name"), fix="cosine, constant or step"
+        )
 
     def optimisers(objective: nn.Module) -> dict[str, torch.optim.Optimizer]:
         groups = getattr(objective, "groups", None)
@@ -297,7 +313,14 @@ def loop_settings(recipe: Recipe, *, steps_per_epoch: int, devices: int, monitor
 
 def _depth(module: nn.Module) -> int:
     """Number of blocks of the deepest encoder, for layer decay."""
-    return max((len(m.blocks) for m in module.modules() if isinstance(getattr(m, "blocks", None), nn.Sequential | nn.ModuleList)), default=0)
+    return max(
+        (
+            len(m.blocks)
+            for m in module.modules()
+            if isinstance(getattr(m, "blocks", None), nn.Sequential | nn.ModuleList)
+        ),
+        default=0,
+    )
 
 
 def shard_blocks(objective: nn.Module, mesh: Any) -> None:
@@ -318,20 +341,16 @@ def frozen_hashes(module: nn.Module) -> dict[str, str]:
     return {name: state_sha256(child) for name, child in module.named_children()}
 
 
-def study_of(path: str | Path) -> Study:
-    """A study folder, or an error that says how to make one."""
-    folder = Path(path)
-    if not (folder / "index.parquet").is_file():
-        raise HilumError(f"{folder} is not a study (it holds no index.parquet)", fix="hilum index ROOT --out STUDY")
-    return Study(folder)
-
-
 def open_rows(recipe: Recipe, study: Study, rows: dict[str, Any], *, labelled: bool) -> Data:
     """Sources over given rows without a split: embedding, prediction, external validation."""
     names = label_names(recipe, study) if labelled else ()
     for name, chosen in rows.items():
         if not len(chosen):
-            raise HilumError(f"no image of the study matches `{recipe['where']}`", where=recipe.where("where"), fix=f"{name}: widen the recipe's where with --set")
+            raise HilumError(
+                f"no image of the study matches `{recipe['where']}`",
+                where=recipe.where("where"),
+                fix=f"{name}: widen the recipe's where with --set",
+            )
     cache = ShardCache(study, side=recipe["cache"]["side"], rows=np.unique(np.concatenate(list(rows.values()))))
     cache.build(progress=True)
     data = Data(study, None, rows, None, cache)

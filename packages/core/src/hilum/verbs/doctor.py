@@ -40,7 +40,9 @@ def _machine() -> None:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            print(f"gpu {i}: {p.name}, {p.total_memory / 2**30:.0f} GiB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
+            print(
+                f"gpu {i}: {p.name}, {p.total_memory / 2**30:.0f} GiB, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+            )
     else:
         built = "a CPU build of torch" if torch.version.cuda is None else "no driver or device"
         print(f"gpu: none ({built}); CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
@@ -48,7 +50,9 @@ def _machine() -> None:
     warn = []
     shm = Path("/dev/shm")
     if shm.is_dir() and shutil.disk_usage(shm).total < SHM_FLOOR:
-        warn.append(f"/dev/shm has {shutil.disk_usage(shm).total >> 20} MiB: loading workers may die; give the container --shm-size=8g")
+        warn.append(
+            f"/dev/shm has {shutil.disk_usage(shm).total >> 20} MiB: loading workers may die; give the container --shm-size=8g"
+        )
     if sys.platform != "win32":
         import resource
 
@@ -59,7 +63,10 @@ def _machine() -> None:
 
     for name, entry in sorted(registry.entries("intake").items()):
         missing = entry.missing()
-        print(f"intake {name}: " + (f'missing {", ".join(missing)}: pip install "hilum[{entry.extra}]"' if missing else "ready"))
+        print(
+            f"intake {name}: "
+            + (f'missing {", ".join(missing)}: pip install "hilum[{entry.extra}]"' if missing else "ready")
+        )
         if not missing:
             codecs = getattr(entry.load()(), "codecs", None)
             for syntax, codec in (codecs() if callable(codecs) else {}).items():
@@ -95,7 +102,15 @@ def _study(folder: Path) -> None:
     index = study.index
     counts: dict[str, Any] = Counter(index.column("status").to_pylist())
     reasons = Counter(r for r in index.column("reason").to_pylist() if r)
-    print(summary({"found": len(index), **{k: counts.get(k, 0) for k in ("indexed", "skipped", "quarantined")}, "reasons": reasons}))
+    print(
+        summary(
+            {
+                "found": len(index),
+                **{k: counts.get(k, 0) for k in ("indexed", "skipped", "quarantined")},
+                "reasons": reasons,
+            }
+        )
+    )
     rows = study.rows(None)
     groups = {g for g in (index.column("group_id")[int(r)].as_py() for r in rows)}
     print(f"usable images: {len(rows)} of {len(groups)} patients")
@@ -118,7 +133,9 @@ def _study(folder: Path) -> None:
         print("labels")
         for f, name in enumerate(study.label_names):
             column = matrix[:, f]
-            print(f"  {name:<24} {int((column == 1).sum())} positive, {int((column == 0).sum())} negative, {int((column == -1).sum())} uncertain")
+            print(
+                f"  {name:<24} {int((column == 1).sum())} positive, {int((column == 0).sum())} negative, {int((column == -1).sum())} uncertain"
+            )
 
 
 def ui(study: Path, *, port: int = 5000) -> None:

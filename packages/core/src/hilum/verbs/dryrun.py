@@ -5,20 +5,40 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from hilum.core.fit import fit
 from hilum.core.loop import Hook, Loop, peak_memory_mib
 from hilum.core.recipe import Recipe
-from hilum.verbs.hooks import duration
+from hilum.core.types import BadSample, Batch, Request, SampleKey
+from hilum.data.collate import collate
+from hilum.verbs.hooks import Validation, duration
+
+
+def largest(data: Any, split: str, n: int) -> Batch:
+    """A batch of the ``n`` images of a split with most pixels, as they lie in the cache."""
+    source = data.sources[split]
+    area = (
+        np.asarray(data.study.column("rows"), float)[source.rows]
+        * np.asarray(data.study.column("columns"), float)[source.rows]
+    )
+    samples: list[Any] = []
+    for at in np.argsort(-area, kind="stable")[:n]:
+        row, sample_id = int(source.rows[at]), source.sample_ids[at]
+        try:
+            samples.append(source[Request(row, SampleKey.of(0, 0, sample_id))])
+        except Exception as error:
+            samples.append(BadSample(sample_id, type(error).__name__))
+    return collate(samples)
 
 
 class Largest:
-    """A feed whose only step holds the largest training images."""
+    """A feed whose only batch holds the largest training images."""
 
     steps_per_epoch = 3
 
-    def __init__(self, feed: Any, module: Any, per_device: int) -> None:
-        self.feed, self.module = feed, module
-        self.batch = module.largest("train", per_device)
+    def __init__(self, feed: Any, batch: Batch) -> None:
+        self.feed, self.batch = feed, batch
 
     def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> list[list[Any]]:
         return [[self.batch] * accumulate for _ in range(self.steps_per_epoch)]
@@ -41,19 +61,23 @@ class Times(Hook):
         self.at.append(time.perf_counter())
 
 
-def rehearse(loop: Loop, module: Any, recipe: Recipe) -> None:
+def rehearse(loop: Loop, data: Any, recipe: Recipe) -> None:
     """Print peak memory and the projected time of the run; nothing is written."""
-    from hilum.verbs.hooks import Validation
-
-    steps, feed, times = loop.settings.total_steps, loop.feed, Times()
-    loop.feed = Largest(feed, module, int(recipe["batch"]["per_device"]))
-    loop.settings.total_steps, loop.settings.log_every = loop.feed.steps_per_epoch, 1
-    validation = Validation(lambda: [module.largest("val", int(recipe["batch"]["per_device"]))])
+    steps, times, per_device = loop.settings.total_steps, Times(), int(recipe["batch"]["per_device"])
+    batch = largest(data, "train", per_device)
+    loop.feed = Largest(loop.feed, batch)
+    loop.settings.total_steps, loop.settings.log_every = Largest.steps_per_epoch, 1
+    validation = Validation(lambda: [largest(data, "val", per_device)])
     loop.hooks = [times, validation]
     fit(loop, precision=recipe["precision"])
-    per_step = times.at[-1] - times.at[-2] if len(times.at) > 1 else float("nan")
-    print(f"largest batch:   {tuple(loop.feed.batch.views['image'].grid.max(0).values.tolist())} pixels, {loop.feed.batch.size} images, {loop.settings.accumulate} micro-batches a step")
-    print(f"training step:   {1000 * per_step:.0f} ms, loss {loop.history[-1].get('train/loss', float('nan')):.4f}")
+    per_step = times.at[-1] - times.at[-2]
+    losses = {
+        k: v
+        for k, v in loop.history[-1].items()
+        if k.startswith("train/") and k not in ("train/lr", "train/gradient_norm")
+    }
+    print(f"largest batch:   {batch.size} images, {loop.settings.accumulate} micro-batches a step")
+    print(f"training step:   {1000 * per_step:.0f} ms, " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
     print(f"validation step: loss {validation.last.get('val/loss', float('nan')):.4f}")
     print(f"peak memory:     {peak_memory_mib():.0f} MiB")
     print(f"projected time:  {duration(per_step * steps)} for {steps} steps ({recipe['schedule']['epochs']} epochs)")

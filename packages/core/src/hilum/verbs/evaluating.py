@@ -52,7 +52,9 @@ def evaluate(
     points = None
     if data is not None:
         points = _stored_points(folder)
-    report = judge(predictions, validation=validation, points=points, rule=rule, n=resamples, seed=int(model.recipe["seed"]))
+    report = judge(
+        predictions, validation=validation, points=points, rule=rule, n=resamples, seed=int(model.recipe["seed"])
+    )
     report.write(where)
     if validation is not None:
         (folder.path / "eval" / "val").mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,9 @@ def evaluate(
     comparisons = {}
     for other in against or []:
         stored = Predictions.read(Path(other) / "eval" / where.name / "predictions.parquet")
-        comparisons[f"{folder.path.name} against {Path(other).name}"] = report.compare(judge(stored, n=resamples, seed=int(model.recipe["seed"])))
+        comparisons[f"{folder.path.name} against {Path(other).name}"] = report.compare(
+            judge(stored, n=resamples, seed=int(model.recipe["seed"]))
+        )
     content = _content(model, opened, report, folder, comparisons)
     page = write_report(where / "report.html", content)
     print(table(report))
@@ -101,7 +105,7 @@ def embed(
             bad += len(batch.bad)
             if not batch.size:
                 continue
-            ready = opened.augmenter.apply(batch, train=False)
+            ready = opened.feed.augment(batch, train=False)
             features.append(encoder(ready.views["image"]).pooled.float().cpu().numpy())
             ids += [m.sample_id for m in ready.meta]
             groups += [m.group_id for m in ready.meta]
@@ -110,7 +114,10 @@ def embed(
     matrix = np.concatenate(features)
     column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
     write_table(pa.table({"sample_id": ids, "group_id": groups, "feature": column}), Path(out))
-    print(f"{len(ids)} features of width {matrix.shape[1]} in {out}" + (f", {bad} images could not be read" if bad else ""))
+    print(
+        f"{len(ids)} features of width {matrix.shape[1]} in {out}"
+        + (f", {bad} images could not be read" if bad else "")
+    )
     return Path(out)
 
 
@@ -118,27 +125,22 @@ class Opened:
     """A study's rows served for evaluation by a model's own views and normalisation."""
 
     def __init__(self, model: Any, data: Any) -> None:
-        from hilum.augment.augmenter import Augmenter
-        from hilum.data.module import DataModule
-        from hilum.verbs.assembly import normalisation
+        from hilum.verbs.assembly import feed_of
 
-        recipe = model.recipe
         self.data = data
-        self.augmenter = Augmenter(recipe["views"], recipe["augment"], norm=normalisation(recipe), lateral=False)
-        self.module = DataModule(
-            data.sources, batch_size=int(recipe["batch"]["per_device"]), seed=int(recipe["seed"]),
-            per_device=int(recipe["batch"]["per_device"]), workers=int(recipe["engine"]["workers"]), draw=self.augmenter.draw,
-        )  # fmt: skip
+        self.fold: int | None = model.recipe["run"].get("fold")
+        self.feed = feed_of(model.recipe, data, train=False)
 
     def loader(self, split: str) -> Any:
-        return self.module.loader(split)
+        return self.feed.loader(split)
 
 
 def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int | None = None) -> Opened:
     from hilum.data.split import Split
-    from hilum.verbs.assembly import open_data, open_rows, study_of
+    from hilum.verbs.assembly import open_data, open_rows
+    from hilum.data.study import Study
 
-    study = study_of(data if data is not None else model.study_path)
+    study = Study(data if data is not None else model.study_path)
     recipe = model.recipe
     labelled = bool(model.labels) and set(model.labels.names) <= set(study.label_names)
     names = list(model.labels.names) if labelled else None
@@ -155,7 +157,24 @@ def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int 
                 "the split is not the one this run was trained on", where=f"splits/{recipe['run']['split']}.json",
                 fix="evaluate on the stored split, or train again on the new one",
             )  # fmt: skip
-    return Opened(model, open_data(recipe, study, split_name=recipe["run"]["split"], limit=limit, need_labels=labelled, splits=splits))
+    data_ = open_data(
+        recipe,
+        study,
+        split_name=recipe["run"]["split"],
+        fold=recipe["run"].get("fold"),
+        limit=limit,
+        need_labels=labelled,
+        splits=splits,
+    )
+    return Opened(model, data_)
+
+
+def open_run(run: Path, *, splits: tuple[str, ...], checkpoint: str = "best") -> tuple[Any, Opened]:
+    """A run's model and its own study served for evaluation."""
+    from hilum.verbs.loading import load_model
+
+    model = load_model(run, checkpoint=checkpoint)
+    return model, _open(model, None, splits=splits)
 
 
 def score(model: Any, opened: Opened, split: str) -> Any:
@@ -165,16 +184,13 @@ def score(model: Any, opened: Opened, split: str) -> Any:
     from hilum.core.loop import predict_batches
     from hilum.evaluation.predictions import Predictions
 
-    class Ready:
-        @staticmethod
-        def augment(batch: Any, *, train: bool) -> Any:
-            return opened.augmenter.apply(batch, train=train)
-
     ids: list[str] = []
     groups: list[str] = []
     scores, targets = [], []
     names: tuple[str, ...] = ()
-    for batch, prediction in predict_batches(model.objective, opened.loader(split), Ready(), device=torch.device("cpu")):  # type: ignore[arg-type]
+    for batch, prediction in predict_batches(
+        model.objective, opened.loader(split), opened.feed, device=torch.device("cpu")
+    ):
         ids += [m.sample_id for m in batch.meta]
         groups += [m.group_id for m in batch.meta]
         names = prediction.names
@@ -185,7 +201,9 @@ def score(model: Any, opened: Opened, split: str) -> Any:
             label, valid = one_hot, valid[:, None].expand_as(one_hot)
         targets.append(torch.where(valid, label.float(), torch.nan).numpy())
     if not ids:
-        raise HilumError(f"the {split} set delivered no image", fix="look at bad_samples.parquet and hilum doctor STUDY")
+        raise HilumError(
+            f"the {split} set delivered no image", fix="look at bad_samples.parquet and hilum doctor STUDY"
+        )
     return Predictions.of(
         sample_id=ids, group_id=groups, split=split, names=names or model.labels.names,
         targets=np.concatenate(targets), scores=np.concatenate(scores).astype(np.float64), seed=int(model.recipe["seed"]),
@@ -205,6 +223,7 @@ def _stored_points(folder: RunFolder) -> Mapping[str, Any] | None:
 
 def table(report: Any) -> str:
     """AUROC a finding with its interval, for the terminal."""
+
     def line(name: str, metric: Any, positives: str) -> str:
         if metric.value is None:
             return f"  {name:<24} not computable: {metric.reason}"
@@ -245,10 +264,16 @@ def _content(model: Any, opened: Opened, report: Any, folder: RunFolder, compari
             "configuration": recipe.sha256,
             "checkpoint": model.sha256,
         },
-        environment={name: importlib.metadata.version(name) for name in ("hilum", "torch", "timm", "lightning", "numpy")},
+        environment={
+            name: importlib.metadata.version(name) for name in ("hilum", "torch", "timm", "lightning", "numpy")
+        },
         licences=[
             ("hilum", "Apache-2.0", "code"),
-            (str(next(iter(recipe["encoders"].values()))["name"]), getattr(spec, "licence", "unknown"), getattr(spec, "source", "")),
+            (
+                str(next(iter(recipe["encoders"].values()))["name"]),
+                getattr(spec, "licence", "unknown"),
+                getattr(spec, "source", ""),
+            ),
         ],
     )
 
@@ -270,7 +295,11 @@ def _flow(study: Any, opened: Opened, model: Any, report: Any) -> list[Any]:
         Step("Indexed", counts["indexed"], left={"copies, conflicts and containers": counts["indexed"] - len(served)}),
         Step("Usable", len(served), left={"outside the recipe's selection": len(served) - len(matching)}),
         Step("Selected", len(matching), left={"in other sets": len(matching) - len(opened.data.rows[report.split])}),
-        Step(f"In the {report.split} set", len(opened.data.rows[report.split]), left={"could not be read": len(opened.data.rows[report.split]) - len(report.predictions)}),
+        Step(
+            f"In the {report.split} set",
+            len(opened.data.rows[report.split]),
+            left={"could not be read": len(opened.data.rows[report.split]) - len(report.predictions)},
+        ),
         Step("Judged", len(report.predictions)),
     ]
     for step in steps:
@@ -280,17 +309,31 @@ def _flow(study: Any, opened: Opened, model: Any, report: Any) -> list[Any]:
 
 
 def _splits(opened: Opened, report: Any) -> list[Any]:
+    """Every part of the split: patients, images and, a finding, (positive images, positive patients, known images)."""
     from hilum.evaluation.content import SplitColumn
 
-    if opened.data.split is None:
+    split, study = opened.data.split, opened.data.study
+    if split is None:
         return []
-    rows = opened.data.split.table().to_pylist()
-    names = [n for n in report.predictions.names if f"positive.{n}" in rows[0]]
-    return [
-        SplitColumn(r["split"], r["groups"], r["images"], {n: (r[f"positive.{n}"], r[f"positive_groups.{n}"]) for n in names})
-        for r in rows
-        if r["groups"]
-    ]
+    names = [n for n in report.predictions.names if n in study.label_names]
+    served = study.rows(None)
+    group = np.asarray(study.column("group_id"), object)[served]
+    labels = study.label_matrix(names, served)
+    columns = []
+    for part in ("train", "val", "test", "none"):
+        inside = np.isin(group, list(split.groups(part, fold=opened.fold)))
+        if not inside.any():
+            continue
+        positive = {
+            name: (
+                int((labels[inside, f] == 1).sum()),
+                len(set(group[inside & (labels[:, f] == 1)])),
+                int(np.isin(labels[inside, f], (0, 1)).sum()),
+            )
+            for f, name in enumerate(names)
+        }
+        columns.append(SplitColumn(part, len(set(group[inside])), int(inside.sum()), positive))
+    return columns
 
 
 def _gallery(opened: Opened, report: Any) -> list[Any]:
@@ -310,21 +353,27 @@ def _gallery(opened: Opened, report: Any) -> list[Any]:
         f = report.predictions.names.index(finding)
         pictures.append(
             Picture(
-                shown[0] if shown.shape[0] == 1 else np.moveaxis(shown, 0, -1), finding, outcome,
-                float(report.predictions.scores[at, f]), float(report.finding(finding).point.threshold),
-                image.window.source if image.window is not None else "full range", sample_id=sample[:8],
+                shown[0] if shown.shape[0] == 1 else np.moveaxis(shown, 0, -1),
+                finding,
+                outcome,
+                float(report.predictions.scores[at, f]),
+                float(report.finding(finding).point.threshold),
+                image.window.source if image.window is not None else "full range",
+                sample_id=sample[:8],
             )  # fmt: skip
         )
     return pictures
 
 
 def _track(model: Any, folder: RunFolder, report: Any, where: Path) -> None:
-    from hilum.core.track import open_tracker
+    from hilum.core.track import Tracker
 
-    tracker = open_tracker(
-        study=Path(model.study_path), run_dir=folder.path, experiment=model.recipe.name, run_name=folder.path.name,
-        resumed_step=None, enabled=True,
-    )  # fmt: skip
+    tracker = Tracker.open(
+        study=Path(model.study_path),
+        run_dir=folder.path,
+        experiment=model.recipe.name,
+        run_name=folder.path.name,
+    )
     with tracker:
         steps = int(model.facts.get("steps", 0))
         tracker.log_metrics(report.scalars(), step=steps)

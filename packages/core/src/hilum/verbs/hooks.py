@@ -38,7 +38,8 @@ class ProgressLine(Hook):
         self.shown = now
         done, total = loop.position.step, loop.settings.total_steps
         left = (now - self.began) / max(done - self.first_step, 1) * (total - done)
-        loss = " ".join(f"{k.partition('/')[2]} {v:.4f}" for k, v in logs.items() if k.startswith("train/") and k.endswith("loss"))
+        shown = {k.partition("/")[2]: v for k, v in logs.items() if k.startswith("train/")}
+        loss = " ".join(f"{k} {v:.4f}" for k, v in shown.items() if k not in ("lr", "gradient_norm", "skipped_steps"))
         wait = logs.get("speed/data_wait_share", 0.0)
         text = (
             f"{self.label}  epoch {loop.position.epoch + 1}/{loop.settings.total_epochs}  step {done}/{total}  {loss}  "
@@ -129,11 +130,18 @@ class Validation(Hook):
         if not collected:
             return {}
         scores = torch.cat([p.scores.float().cpu() for _, p in collected]).numpy()
-        labels, valid = (torch.cat([t["labels"].cpu() for t in ts]).numpy() for ts in zip(*((b.targets, b.valid) for b, _ in collected), strict=True))
+        labels, valid = (
+            torch.cat([t["labels"].cpu() for t in ts]).numpy()
+            for ts in zip(*((b.targets, b.valid) for b, _ in collected), strict=True)
+        )
         if labels.ndim == 1:
             hit = (scores.argmax(1) == labels)[valid.astype(bool)]
             return {"val/accuracy": float(hit.mean())} if len(hit) else {}
-        values = [auroc(labels[v, f], scores[v, f]) for f in range(scores.shape[1]) if _both(labels[(v := valid[:, f].astype(bool)), f])]
+        values = [
+            auroc(labels[v, f], scores[v, f])
+            for f in range(scores.shape[1])
+            if _both(labels[(v := valid[:, f].astype(bool)), f])
+        ]
         return {"val/auroc_macro": float(np.mean(values))} if values else {}
 
 
@@ -188,7 +196,9 @@ class Probes(Hook):
             for name, kind in (("linear", probes.LinearProbe), ("knn", probes.KNNProbe)):
                 if name in due and y_val is not None and len(x_val):
                     value = kind().fit(x, y, groups).score(x_val, y_val, groups_val)
-                    numbers[f"probe/{name}_auroc_macro"] = float(getattr(value, "macro", value))
+                    macro = value.macro["auroc"].value
+                    if macro is not None:
+                        numbers[f"probe/{name}_auroc_macro"] = macro
         if self.tracker is not None:
             self.tracker.log_metrics(numbers, step=loop.position.step)
         return numbers

@@ -58,7 +58,9 @@ def index(
 
 def summary(counts: dict[str, Any]) -> str:
     """``found 412 = indexed 398 + skipped 8 + quarantined 6`` and the reasons, most frequent first."""
-    lines = [f"found {counts['found']} = indexed {counts['indexed']} + skipped {counts['skipped']} + quarantined {counts['quarantined']}"]
+    lines = [
+        f"found {counts['found']} = indexed {counts['indexed']} + skipped {counts['skipped']} + quarantined {counts['quarantined']}"
+    ]
     reasons = sorted(counts.get("reasons", {}).items(), key=lambda item: (-item[1], item[0]))
     lines += [f"  {n:>6}  {reason}" for reason, n in reasons if reason]
     if counts.get("labels"):

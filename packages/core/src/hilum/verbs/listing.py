@@ -26,7 +26,7 @@ def list_(*, kind: str | None = None, why: str | None = None) -> None:
         width = max(len(name) for name in entries)
         for name, entry in entries.items():
             missing = entry.missing()
-            note = f"  [needs {', '.join(missing)}: pip install \"hilum[{entry.extra or 'all'}]\"]" if missing else ""
+            note = f'  [needs {", ".join(missing)}: pip install "hilum[{entry.extra or "all"}]"]' if missing else ""
             print(f"  {name:<{width}}  {entry.help}{note}")
 
 

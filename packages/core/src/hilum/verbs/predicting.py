@@ -56,7 +56,7 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
                 for batch in opened.loader("all"):
                     failures.update({b.sample_id: b.reason for b in batch.bad})
                     if batch.size:
-                        ready = opened.augmenter.apply(batch, train=False)
+                        ready = opened.feed.augment(batch, train=False)
                         prediction = model.objective.predict(ready)
                         names = prediction.names or names
                         for meta, row in zip(ready.meta, prediction.scores.float().tolist(), strict=True):
@@ -70,7 +70,9 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
             status, reason = study.index.column("status")[i].as_py(), study.index.column("reason")[i].as_py()
             own = scores.get(sample) or scores.get(copies[i] or "")
             if own is None and status == "indexed":
-                status, reason = ("failed", failures[sample]) if sample in failures else ("not scored", reason or "not an image")
+                status, reason = (
+                    ("failed", failures[sample]) if sample in failures else ("not scored", reason or "not an image")
+                )
             elif own is not None:
                 status = "scored"
             told = path.relative_to(folder).as_posix() + (f"!{member}" if member else "")
@@ -89,7 +91,11 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
 
         write_atomically(Path(out), write)
     scored = sum(line[1] == "scored" for line in lines)
-    print(f"{scored} of {len(lines)} files scored; {out} says why for the rest" if scored < len(lines) else f"{scored} files scored in {out}")
+    print(
+        f"{scored} of {len(lines)} files scored; {out} says why for the rest"
+        if scored < len(lines)
+        else f"{scored} files scored in {out}"
+    )
     result_code = 0 if scored else 1
 
     class Predicted:

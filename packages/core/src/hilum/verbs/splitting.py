@@ -38,9 +38,9 @@ def split(
         replace: overwrite a split of the same name
     """
     from hilum.data.split import make_split
-    from hilum.verbs.assembly import study_of
+    from hilum.data.study import Study
 
-    opened = study_of(study)
+    opened = Study(study)
     made = make_split(
         opened, val=val, test=test, seed=seed, name=name, from_table=_table(from_), val_from_train=_share(val_from),
         stratify=stratify or "auto", group_duplicates=group_duplicates, folds=folds, replace=replace,
@@ -73,8 +73,13 @@ def render(made: Any) -> str:
     table = made.table().to_pylist()
     findings = [c.removeprefix("positive.") for c in table[0] if c.startswith("positive.")]
     header = ["", "patients", "images", *findings]
-    rows = [[r["split"], r["groups"], r["images"], *(r[f"positive.{f}"] for f in findings)] for r in table if r["groups"]]
+    rows = [
+        [r["split"], r["groups"], r["images"], *(r[f"positive.{f}"] for f in findings)] for r in table if r["groups"]
+    ]
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in [header, *rows]]
+    lines = [
+        "  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]
     notes = [f"note: {w}" for w in made.warnings]
     return "\n".join([*lines, *notes, f"split {made.name}: digest {made.digest[:16]}"])

@@ -32,7 +32,13 @@ def stage_recipes(recipe: Recipe) -> list[tuple[str, dict[str, Any], Recipe]]:
         own.setdefault("name", f"{'task' if tasks else 'stage'}{number}")
         own.setdefault("init", "start" if number == 0 else "previous")
         base = {k: v for k, v in recipe.data.items() if k not in ("stages", "tasks")}
-        result.append((str(own["name"]), own, Recipe(merge(base, {k: v for k, v in entry.items() if k not in OWN_KEYS}), recipe.origin)))
+        result.append(
+            (
+                str(own["name"]),
+                own,
+                Recipe(merge(base, {k: v for k, v in entry.items() if k not in OWN_KEYS}), recipe.origin),
+            )
+        )
     names = [name for name, _, _ in result]
     if len(set(names)) != len(names):
         raise HilumError("two stages have the same name", where=recipe.where("stages"))
@@ -108,7 +114,9 @@ class Audit:
         now = _hashes(self.objective)
         moved = [name for name, value in self.hashes.items() if now.get(name) != value]
         if moved:
-            raise HilumError(f"{len(moved)} frozen parameters changed in stage {self.own['name']!r}: {', '.join(moved[:5])}")
+            raise HilumError(
+                f"{len(moved)} frozen parameters changed in stage {self.own['name']!r}: {', '.join(moved[:5])}"
+            )
         return now
 
     def _load(self, objective: Any, init: str) -> None:
@@ -129,7 +137,9 @@ class Audit:
         if init.startswith("stage:"):
             name, _, part = init.removeprefix("stage:").partition("/")
             if name not in self.done:
-                raise HilumError(f"there is no earlier stage {name!r}", where="stages", fix=f"earlier stages: {', '.join(self.done)}")
+                raise HilumError(
+                    f"there is no earlier stage {name!r}", where="stages", fix=f"earlier stages: {', '.join(self.done)}"
+                )
             source = f"{self.done[name].path}#{part or 'encoder'}"
         encoder = objective.exported().get("encoder")
         if encoder is None:
@@ -156,5 +166,3 @@ def _hashes(objective: Any) -> dict[str, str]:
         for name, p in objective.named_parameters()
         if not p.requires_grad
     }
-
-

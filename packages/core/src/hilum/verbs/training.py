@@ -53,7 +53,18 @@ def pretrain(
         dry_run: one training and one validation step on the largest images; prints memory and projected time
         track: log to MLflow
     """
-    return start(recipe, data=data, out=out, sets=set or (), split=split, init=init, limit=limit, dry_run=dry_run, track=track, verb="pretrain")
+    return start(
+        recipe,
+        data=data,
+        out=out,
+        sets=set or (),
+        split=split,
+        init=init,
+        limit=limit,
+        dry_run=dry_run,
+        track=track,
+        verb="pretrain",
+    )
 
 
 def finetune(
@@ -63,6 +74,7 @@ def finetune(
     init: str = "scratch",
     out: Path | None = None,
     fraction: float = 1.0,
+    fold: int | None = None,
     set: list[str] | None = None,
     split: str = "default",
     limit: int | None = None,
@@ -77,6 +89,7 @@ def finetune(
         init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
         out: folder of the run (default STUDY/runs/RECIPE)
         fraction: share of the training groups whose labels are used (nested: 0.1 is part of 0.25)
+        fold: leave this fold of the split out (`hilum split --folds K`)
         set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
         split: name of the split to train and validate on
         limit: use only this many images of each part
@@ -84,8 +97,8 @@ def finetune(
         track: log to MLflow
     """
     return start(
-        recipe, data=data, out=out, sets=set or (), split=split, init=init, fraction=fraction, limit=limit, dry_run=dry_run,
-        track=track, verb="finetune",
+        recipe, data=data, out=out, sets=set or (), split=split, init=init, fraction=fraction, fold=fold, limit=limit,
+        dry_run=dry_run, track=track, verb="finetune",
     )  # fmt: skip
 
 
@@ -113,12 +126,15 @@ def _study_path(folder: RunFolder, told: str) -> Path:
 
 def start(
     recipe: str, *, data: Path, out: Path | None, sets: Sequence[str], split: str, verb: str, init: str | None = None,
-    fraction: float = 1.0, limit: int | None = None, dry_run: bool = False, track: bool = True, quiet: bool = False,
+    fraction: float = 1.0, fold: int | None = None, limit: int | None = None, dry_run: bool = False, track: bool = True,
+    quiet: bool = False,
 ) -> RunResult:  # fmt: skip
     """Check everything that can be checked before torch is imported, then train."""
     checked = load_recipe(recipe, sets=sets)
     if checked.get("verb", verb) != verb:
-        raise HilumError(f"recipe {checked.name} is for `hilum {checked['verb']}`", fix=f"hilum {checked['verb']} {recipe} ...")
+        raise HilumError(
+            f"recipe {checked.name} is for `hilum {checked['verb']}`", fix=f"hilum {checked['verb']} {recipe} ..."
+        )
     if not 0 < fraction <= 1:
         raise HilumError(f"--fraction must be above 0 and at most 1, got {fraction}")
     study_path = Path(data)
@@ -132,8 +148,11 @@ def start(
         "study": os.path.relpath(study_path.resolve(), folder.path.resolve()) if not _foreign(study_path, folder.path) else str(study_path.resolve()),
         "split": split, "fraction": float(fraction), "name": folder.path.name, "hilum": importlib.metadata.version("hilum"),
         **({"init": init} if init else {}), **({"rows": {"limit": limit}} if limit else {}),
+        **({"fold": fold} if fold is not None else {}),
     }  # fmt: skip
-    return train(checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet)
+    return train(
+        checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet
+    )
 
 
 def _foreign(study: Path, run: Path) -> bool:
@@ -151,9 +170,9 @@ def train(
 ) -> RunResult:  # fmt: skip
     """Run a checked recipe in ``folder``: its stages one after the other, or itself."""
     from hilum.verbs import staging
-    from hilum.verbs.assembly import study_of
+    from hilum.data.study import Study
 
-    study = study_of(study_path)
+    study = Study(study_path)
     with ExitStack() as stack:
         if _rank() == 0 and not dry_run:
             stack.enter_context(folder.lock())
@@ -169,26 +188,33 @@ def run_one(
     """One objective on one study. ``before(objective)`` may load states and freeze parameters."""
     import torch
 
-    from hilum.augment.augmenter import Augmenter
     from hilum.core.fit import SIGNAL_EXIT, fit
     from hilum.core.loop import Loop
     from hilum.core.objective import Objective
-    from hilum.core.track import open_tracker
-    from hilum.data.module import DataModule, EpochAccount
+    from hilum.core.track import Tracker
     from hilum.verbs import assembly, hooks
     from hilum.verbs.dryrun import rehearse
 
-    plan = recipe["run"]
+    plan, stack = recipe["run"], ExitStack()
     devices = _devices(recipe)
     need_labels = recipe.get("verb") == "finetune" or "head" in recipe.data
     limit = plan.get("rows", {}).get("limit")
     data = assembly.open_data(
-        recipe, study, split_name=plan["split"], fraction=plan.get("fraction", 1.0), limit=limit, need_labels=need_labels, quiet=quiet
+        recipe,
+        study,
+        split_name=plan["split"],
+        fraction=plan.get("fraction", 1.0),
+        fold=plan.get("fold"),
+        limit=limit,
+        need_labels=need_labels,
+        quiet=quiet,
     )
     _same_data(recipe, data)
     if not resuming:
         recipe = assembly.resolve(recipe, data, devices=devices)
-    recipe = recipe.with_({"run": {"index_digest": study.digest, "split_digest": data.split.digest, "threads": torch.get_num_threads()}})
+    recipe = recipe.with_(
+        {"run": {"index_digest": study.digest, "split_digest": data.split.digest, "threads": torch.get_num_threads()}}
+    )
     objective, reports = assembly.build_objective(
         recipe, data.labels, init=_starts(recipe, plan.get("init"), resuming=resuming)
     )
@@ -197,50 +223,57 @@ def run_one(
             print(f"{name}: {report}")
     if before is not None:
         before(objective)
-    augmenter = Augmenter(
-        recipe["views"], recipe["augment"], norm=assembly.normalisation(recipe), lateral=bool(data.labels and data.labels.lateral)
-    )
-    module = DataModule(
-        data.sources, batch_size=int(recipe["batch"]["size"]), seed=int(recipe["seed"]), plan=recipe.get("plan"),
-        per_device=int(recipe["batch"]["per_device"]), workers=int(recipe["engine"]["workers"]), draw=augmenter.draw,
-    )  # fmt: skip
-    account = EpochAccount(folder.path / "bad_samples.parquet", per_epoch=module.samples_per_epoch)
-    feed = assembly.RunFeed(module, augmenter, account=account, max_bad=float(recipe["engine"]["max_bad"]))
+    feed = assembly.feed_of(recipe, data, bad_path=folder.path / "bad_samples.parquet")
+    stack.callback(feed.close)
     predicts = type(objective).predict is not Objective.predict
-    monitor = ("val/auroc_macro", "max") if predicts and recipe.get("task", "multilabel") != "multiclass" else ("val/accuracy", "max") if predicts else ("val/loss", "min")
-    settings = assembly.loop_settings(recipe, steps_per_epoch=module.steps_per_epoch, devices=devices, monitor=monitor)
+    monitor = (
+        ("val/auroc_macro", "max")
+        if predicts and recipe.get("task", "multilabel") != "multiclass"
+        else ("val/accuracy", "max")
+        if predicts
+        else ("val/loss", "min")
+    )
+    settings = assembly.loop_settings(recipe, steps_per_epoch=feed.steps_per_epoch, devices=devices, monitor=monitor)
     loop = Loop(objective, feed, settings, folder=None if dry_run else folder.path)
     if stage:
         loop.position.stage, loop.position.task = stage.get("stage", 0), stage.get("task", 0)
     if dry_run:
-        rehearse(loop, module, recipe)
+        rehearse(loop, data, recipe)
         return RunResult(folder.path, "dry run", 0)
     if resuming and folder.checkpoint("last").exists():
         loop.restore(folder.checkpoint("last"))
         _warn_other_machine(loop)
     if _rank() == 0:
         _write_facts(folder, recipe, data)
-    tracker = open_tracker(
+    tracker = Tracker.open(
         study=study.path, run_dir=folder.path, experiment=recipe.name, run_name=folder.path.name,
-        resumed_step=loop.position.step if resuming else None, enabled=track and _rank() == 0,
+        resumed_from=loop.position.step if resuming else None, enabled=track and _rank() == 0,
     )  # fmt: skip
     every = int(recipe["engine"]["validate_epochs"])
-    loop.hooks += [hooks.Tracking(tracker), hooks.Validation(lambda: module.loader("val"), every=every, tracker=tracker)]
+    loop.hooks += [hooks.Tracking(tracker), hooks.Validation(lambda: feed.loader("val"), every=every, tracker=tracker)]
     if recipe.get("probes"):
         loop.hooks.append(
-            hooks.Probes(recipe["probes"], train=lambda: module.loader("train"), val=lambda: module.loader("val"), tracker=tracker)
+            hooks.Probes(
+                recipe["probes"], train=lambda: feed.loader("train"), val=lambda: feed.loader("val"), tracker=tracker
+            )
         )
     loop.hooks.append(hooks.Exports(lambda o: _export(o, folder, recipe, data)))
     if not quiet:
         loop.hooks.append(hooks.ProgressLine(folder.path.name))
     began = time.time()
-    with tracker:
+    with stack, tracker:
         _log_start(tracker, folder, recipe, data)
         fit(loop, devices=devices, strategy=_strategy(recipe, devices), precision=recipe["precision"])
         if loop.stop_signal is not None:
             tracker.close("KILLED")
         elif _rank() == 0:
-            folder.note(finished=True, seconds=round(time.time() - began, 1), samples=loop.position.samples, bad=len(account.bad))
+            folder.note(
+                finished=True,
+                seconds=round(time.time() - began, 1),
+                samples=loop.position.samples,
+                best=loop.position.best,
+                steps=loop.position.step,
+            )
             tracker.log_artifact(folder.path / "exported", "exported")
     code = SIGNAL_EXIT.get(loop.stop_signal, 0) if loop.stop_signal is not None else 0  # type: ignore[call-overload]
     if code and _rank() == 0:
@@ -257,7 +290,9 @@ def _devices(recipe: Recipe) -> int:
     if told == "auto":
         return max(torch.cuda.device_count(), 1)
     if not isinstance(told, int) or told < 1:
-        raise HilumError(f"engine.devices must be a whole number or auto, got {told!r}", where=recipe.where("engine.devices"))
+        raise HilumError(
+            f"engine.devices must be a whole number or auto, got {told!r}", where=recipe.where("engine.devices")
+        )
     return told
 
 
@@ -297,13 +332,18 @@ def _warn_other_machine(loop: Any) -> None:
     here = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     there = (payload.get("threads"), payload.get("capability"))
     if here != there and not torch.cuda.is_available():
-        print(f"note: started with {there[0]} threads on {there[1]}, going on with {here[0]} on {here[1]}: not bit-exact")
+        print(
+            f"note: started with {there[0]} threads on {there[1]}, going on with {here[0]} on {here[1]}: not bit-exact"
+        )
 
 
 def _write_facts(folder: RunFolder, recipe: Recipe, data: Any) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(recipe)
-    facts: dict[str, Any] = {"rows": {name: len(rows) for name, rows in data.rows.items()}, "config_sha256": recipe.sha256}
+    facts: dict[str, Any] = {
+        "rows": {name: len(rows) for name, rows in data.rows.items()},
+        "config_sha256": recipe.sha256,
+    }
     if data.labels is not None:
         facts["labels"] = {"names": list(data.labels.names), "task": data.labels.task}
         facts["counts"] = {s: {n: list(c) for n, c in counts.items()} for s, counts in data.labels.counts.items()}
@@ -342,4 +382,9 @@ def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> No
     })  # fmt: skip
     tracker.log_artifact(folder.config, "config")
     for name, rows in data.rows.items():
-        tracker.log_dataset(f"{data.study.about.get('name', 'study')}-{name}", digest=data.split.digest[:32], context=name, counts={"images": len(rows)})
+        tracker.log_dataset(
+            f"{data.study.about.get('name', 'study')}-{name}",
+            digest=data.split.digest[:32],
+            context=name,
+            counts={"images": len(rows)},
+        )

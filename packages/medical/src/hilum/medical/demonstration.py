@@ -79,12 +79,22 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
     with budget.part("simulate"):
         simulate(archive, patients=chosen.patients, seed=seed, size=chosen.size, broken=chosen.broken)
     with budget.part("index"):
-        index(archive / "dicom", out=study, labels=archive / "labels.csv", join="sop_instance_uid", reports=archive / "reports.csv")
+        index(
+            archive / "dicom",
+            out=study,
+            labels=archive / "labels.csv",
+            join="sop_instance_uid",
+            reports=archive / "reports.csv",
+        )
     with budget.part("split"):
         split(study, seed=seed)
     common = {"data": study, "split": "default"}
     with budget.part("pretrain"):
-        sets = [f"schedule.epochs={chosen.pretrain_epochs}", f"schedule.warmup_epochs={chosen.pretrain_epochs // 10}", f"seed={seed}"]
+        sets = [
+            f"schedule.epochs={chosen.pretrain_epochs}",
+            f"schedule.warmup_epochs={chosen.pretrain_epochs // 10}",
+            f"seed={seed}",
+        ]
         start("medical/demo-cxr", out=study / "runs" / "mae", sets=sets, verb="pretrain", **common)  # type: ignore[arg-type]
     reports: dict[tuple[str, float], Any] = {}
     for fraction, epochs in chosen.finetune_epochs.items():
@@ -101,18 +111,27 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
     print("\n" + summary(reports))
     print("\n" + budget.table())
     best = study / "runs" / f"mae-{round(100 * max(chosen.finetune_epochs)):03d}"
-    print(f"\nlook at   {best}/eval/test/report.html\n          hilum ui {study}   (MLflow)\n          hilum doctor {study}")
+    print(
+        f"\nlook at   {best}/eval/test/report.html\n          hilum ui {study}   (MLflow)\n          hilum doctor {study}"
+    )
     return reports
 
 
 def summary(reports: dict[tuple[str, float], Any]) -> str:
     """Macro AUROC of both starts at every label fraction, with intervals over patients."""
-    lines = ["Macro AUROC on the test patients (95 % interval), simulated radiographs", f"  {'labels':<8}{'from scratch':<26}{'from MAE':<26}"]
+    lines = [
+        "Macro AUROC on the test patients (95 % interval), simulated radiographs",
+        f"  {'labels':<8}{'from scratch':<26}{'from MAE':<26}",
+    ]
     for fraction in sorted({f for _, f in reports}):
         cells = []
         for name in ("scratch", "mae"):
             metric = reports[name, fraction].macro.get("auroc")
-            told = "not computable" if metric is None or metric.value is None else f"{metric.value:.3f} [{metric.lo:.3f}, {metric.hi:.3f}]"
+            told = (
+                "not computable"
+                if metric is None or metric.value is None
+                else f"{metric.value:.3f} [{metric.lo:.3f}, {metric.hi:.3f}]"
+            )
             cells.append(f"{told:<26}")
         lines.append(f"  {fraction:<8.0%}" + "".join(cells))
     return "\n".join(lines)
@@ -136,5 +155,7 @@ class Budget:
         for name, seconds in self.parts:
             merged[name] = merged.get(name, 0.0) + seconds
         total = sum(merged.values())
-        lines = ["Time"] + [f"  {name:<24}{seconds:>7.1f} s {seconds / total:>6.0%}" for name, seconds in merged.items()]
+        lines = ["Time"] + [
+            f"  {name:<24}{seconds:>7.1f} s {seconds / total:>6.0%}" for name, seconds in merged.items()
+        ]
         return "\n".join([*lines, f"  {'total':<24}{total:>7.1f} s"])

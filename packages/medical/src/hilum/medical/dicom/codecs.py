@@ -76,7 +76,7 @@ ORDER: dict[str, tuple[Codec, ...]] = {
 
 @cache
 def installed(syntax: str) -> tuple[tuple[Codec, str], ...]:
-    """Codecs of a compressed syntax that are here, with versions; :class:`Rejected` with the install line where none is."""
+    """Codecs of a compressed syntax that are here, with versions; :class:`Rejected` names what to install."""
     if syntax not in ORDER:
         known = uid.UID(syntax).name if syntax in uid.UID_dictionary else "a private or unknown one"
         raise Rejected("unsupported_transfer_syntax", f"no codec reads its transfer syntax ({known})")

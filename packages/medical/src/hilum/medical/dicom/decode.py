@@ -103,9 +103,10 @@ def decode(
         values = None if parts[0][1] is None else _joined([p[1] for p in parts if p[1] is not None])
         layout = image.layout
         window, function = window_of(header, layout, image.modality, voi=voi)
-        if window is None:
-            window = fallback(layout, image.modality, _percentiles(image, stored, values, row))
         shown = to_rgb(header, stored, layout) if not image.grey else stored if values is None else values
+        if window is None:
+            known = _percentiles(image, stored, values, row) if image.grey else {}
+            window = fallback(layout, image.modality, known, wide_palette=shown.dtype == np.uint16)
         slope, intercept = image.modality.line or (1.0, 0.0)
         flipped = inverted(header, layout)
         provenance = {

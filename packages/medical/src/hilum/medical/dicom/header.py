@@ -30,65 +30,21 @@ from pydicom.uid import (
 
 from hilum.core.types import Limits
 from hilum.data.ledger import Rejected
+from hilum.medical.dicom.terms import ALLOWED
 
-IDENTIFIERS = (
-    "SOPInstanceUID StudyInstanceUID SeriesInstanceUID AccessionNumber PatientID IssuerOfPatientID".split()  # noqa: SIM905
-)
-ATTRIBUTES = [
-    "SOPClassUID",
-    "Modality",
-    "ImageType",
-    "BodyPartExamined",
-    "ViewPosition",
-    "ImageLaterality",
-    "Laterality",
-    "RecognitionCode",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "NominalScannedPixelSpacing",
-    "FrameTime",
-    "FrameTimeVector",
-    "GridFrameOffsetVector",
-    "Units",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "WindowCenter",
-    "WindowWidth",
-    "WindowCenterWidthExplanation",
-    "VOILUTFunction",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
-    "PresentationLUTShape",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "SegmentationType",
-]
+IDENTIFIERS = "SOPInstanceUID StudyInstanceUID SeriesInstanceUID AccessionNumber PatientID IssuerOfPatientID"
+ATTRIBUTES = """SOPClassUID Modality ImageType BodyPartExamined ViewPosition ImageLaterality Laterality
+    PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing FrameTime FrameTimeVector GridFrameOffsetVector Units
+    SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored
+    HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope RescaleType
+    WindowCenter WindowWidth WindowCenterWidthExplanation VOILUTFunction ModalityLUTSequence VOILUTSequence
+    RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
+    RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+    SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
+    SegmentedBluePaletteColorLookupTableData PresentationLUTShape SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths"""
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-_TAGS = [tag for k in (*IDENTIFIERS, *ATTRIBUTES) if (tag := tag_for_keyword(k)) is not None]
+_TAGS = [tag for k in f"{IDENTIFIERS} {ATTRIBUTES}".split() if (tag := tag_for_keyword(k)) is not None]
 _EXECUTABLE = (b"MZ", b"\x7fELF", b"#!", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UT", b"UC", b"UR", b"SV", b"UV")
 UNDEFINED = 0xFFFFFFFF
@@ -121,7 +77,7 @@ class Header:
 
     @property
     def little_endian(self) -> bool:
-        return self.syntax != ExplicitVRBigEndian
+        return self.syntax != str(ExplicitVRBigEndian)
 
     def note(self, problem: str) -> None:
         if problem not in self.problems:
@@ -174,11 +130,14 @@ class Header:
         return int(value)
 
     def code(self, keyword: str, *, data: Dataset | None = None) -> str | None:
-        """A code string in upper case; what does not look like one is dropped, since anything could stand there."""
+        """A listed code in upper case; what is not listed is dropped and noted, since anything could stand there."""
         value = self.value(keyword, data=data)
-        text = str(value[0] if isinstance(value, list | tuple) and value else value or "").strip(" \0").upper()
-        if text and not re.fullmatch(r"[A-Z0-9_ ]{1,16}", text):
-            self.note(f"bad_value:{keyword}")
+        first = value[0] if hasattr(value, "append") and value else value
+        text = str(first or "").strip(" \0").upper()
+        text = text.replace(" ", "") if keyword == "BodyPartExamined" else text
+        if text and text not in ALLOWED[keyword]:
+            if text != "US":  # of a unit: unspecified
+                self.note(f"unlisted:{keyword}")
             return None
         return text or None
 
@@ -279,7 +238,7 @@ def _parse(path: Path, file: BinaryIO, size: int, limits: Limits, *, bare: bool)
 
 
 def _guess(file: BinaryIO) -> str:
-    """Of a data set without a transfer syntax: explicit where a VR stands after the first tag, big endian by its group."""
+    """Of a data set without a transfer syntax: explicit where a VR follows the first tag, big endian by its group."""
     head = file.read(6)
     file.seek(-len(head), 1)
     if len(head) < 6 or not re.fullmatch(rb"[A-Z]{2}", head[4:6]):

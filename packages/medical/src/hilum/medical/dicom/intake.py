@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID_dictionary
 
 from hilum.core.types import IndexRow, Limits, Pixels
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.codecs import inventory
 from hilum.medical.dicom.decode import SEGMENTATION, Image, decode, inverted, measure, open_image, spacing_of
 from hilum.medical.dicom.header import DICOMDIR, Header, looks_like_dicom, quiet, read_header
-from hilum.medical.dicom.layout import missing
+from hilum.medical.dicom.layout import COLOUR, GREY, PALETTE, missing
 from hilum.medical.dicom.voi import fallback, window_of
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -136,7 +136,7 @@ class DicomIntake:
 def _described(image: Image, statistics: Mapping[str, Any]) -> dict[str, Any]:
     header, layout = image.header, image.layout
     window, function = window_of(header, layout, image.modality)
-    window = window or fallback(layout, image.modality, statistics)
+    window = window or fallback(layout, image.modality, statistics, wide_palette=(statistics.get("max") or 0) > 255)
     return {
         "bits_stored": layout.stored,
         "frames": layout.frames,
@@ -164,14 +164,13 @@ def _padding_value(image: Image) -> float | None:
 
 def _attributes(header: Header) -> dict[str, Any]:
     photometric = " ".join(str(header.value("PhotometricInterpretation") or "").upper().split())
-    side = header.code("ImageLaterality") or header.code("Laterality")
     spacing = spacing_of(header)
     return {
         "modality": header.code("Modality"),
         "body_part": header.code("BodyPartExamined"),
         "view": header.code("ViewPosition"),
-        "laterality": side if side in ("L", "R", "B", "U") else None,
-        "photometric": photometric if photometric.replace(" ", "_").isidentifier() and len(photometric) <= 16 else None,
+        "laterality": header.code("ImageLaterality") or header.code("Laterality"),
+        "photometric": photometric if photometric in (*GREY, *COLOUR, PALETTE) else None,
         "transfer_syntax": header.syntax if header.syntax in UID_dictionary else "private",
         "spacing_mm": None if spacing is None else list(spacing),
     }
@@ -203,8 +202,3 @@ def _axis(header: Header) -> str:
     if header.has("GridFrameOffsetVector") or header.functional(0, "PlanePositionSequence") is not None:
         return "depth"
     return "unknown"
-
-
-def syntax_name(syntax: str) -> str:
-    """A transfer syntax for people."""
-    return str(UID(syntax).name) if syntax in UID_dictionary else "private"

@@ -15,9 +15,6 @@ from hilum.medical.dicom.header import Header
 from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 
 Array = NDArray[Any]
-_UNITS = frozenset(
-    {"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "BQML", "CNTS", "PROPCPS", "GY", "CM2ML", "GML"}
-)
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,8 @@ def modality_of(header: Header, layout: Layout) -> Modality:
         return Modality(one, zero)
     sequence = header.value("ModalityLUTSequence")
     if sequence:
-        kind = header.code("ModalityLUTType", data=sequence[0])
         table = table_of(header, sequence[0], signed=layout.kind == "i")
-        return Modality(one, zero, table, kind if kind in _UNITS else None)
+        return Modality(one, zero, table, header.code("ModalityLUTType", data=sequence[0]))
     items = [header.functional(f, "PixelValueTransformationSequence") for f in range(layout.frames)]
     lines = [_line(header, item) for item in (items if any(i is not None for i in items) else [None])]
     if len(set(lines)) == 1:
@@ -90,25 +86,28 @@ def _unit(header: Header, item: Dataset | None) -> str | None:
     kind = header.code("RescaleType", data=item) or header.code("Units")
     if kind is None and header.code("Modality") == "CT" and "LOCALIZER" not in str(header.value("ImageType") or ""):
         kind = "HU" if header.has("RescaleIntercept") or item is not None else None
-    return kind if kind in _UNITS else None
+    return kind
 
 
 def table_of(header: Header, item: Dataset, *, signed: bool) -> Table:
     """A LUT item. 8-bit tables come as bytes or as words; entries beyond the stated depth raise the depth."""
-    description = header.shorts("LUTDescriptor", data=item, signed=False)
-    if len(description) != 3:
-        raise Rejected("inconsistent_attributes", "LUTDescriptor is not three numbers")
-    count, first, bits = description[0] or 1 << 16, description[1], description[2]
+    return _table(header, "LUTDescriptor", "LUTData", item, signed=signed)
+
+
+def _table(header: Header, descriptor: str, data: str, item: Dataset | None, *, signed: bool) -> Table:
+    described = header.shorts(descriptor, data=item, signed=False)
+    if len(described) != 3:
+        raise Rejected("inconsistent_attributes", f"{descriptor} is not three numbers")
+    count, first, bits = described[0] or 1 << 16, described[1], described[2]
     first = first - 0x10000 if signed and first > 0x7FFF else first
-    raw = header.value("LUTData", data=item)
+    raw = header.value(data, data=item)
     if isinstance(raw, bytes):
-        narrow = len(raw) in (count, count + count % 2) and bits <= 8
-        kind = "u1" if narrow else "<u2" if header.little_endian else ">u2"
-        entries = np.frombuffer(raw[: len(raw) // np.dtype(kind).itemsize * np.dtype(kind).itemsize], kind)
+        kind = "u1" if len(raw) < 2 * count else "<u2" if header.little_endian else ">u2"
+        entries = np.frombuffer(raw, kind, len(raw) // np.dtype(kind).itemsize)
     else:
-        entries = np.array([int(v) & 0xFFFF for v in (raw or [])], np.uint16)
+        entries = np.array([int(v) & 0xFFFF for v in (raw or [])])
     if len(entries) < count:
-        raise Rejected("inconsistent_attributes", "LUTData is shorter than its descriptor says")
+        raise Rejected("inconsistent_attributes", f"{data} is shorter than its descriptor says")
     entries = entries[:count].astype(np.uint16)
     return Table(first, entries, max(bits, int(entries.max()).bit_length(), 1))
 
@@ -127,9 +126,18 @@ def to_rgb(header: Header, stored: Array, layout: Layout) -> Array:
 
 
 def _palette(header: Header, stored: Array) -> Array:
-    descriptor = header.shorts("RedPaletteColorLookupTableDescriptor", signed=False)
-    rgb: Array = apply_color_lut(stored, header.data)[..., :3]
-    # Many writers put 8-bit entries into the high byte of 16-bit words, or declare 16 bits for 8 (PS3.3 C.7.6.3.1.6).
-    if rgb.dtype == np.uint16 and len(descriptor) == 3 and descriptor[2] == 8:
-        rgb = rgb.astype(np.uint8)
-    return rgb
+    """Entries of 16 bits that hold 8 (in both bytes, or in the upper one) become 8 bits; nothing is lost."""
+    signed, names = stored.dtype.kind == "i", [f"{c}PaletteColorLookupTable" for c in ("Red", "Green", "Blue")]
+    if header.has("RedPaletteColorLookupTableData"):
+        tables = [_table(header, f"{name}Descriptor", f"{name}Data", None, signed=signed) for name in names]
+    else:  # segmented: expanded by looking up every input once
+        count, first, bits = header.shorts(f"{names[0]}Descriptor", signed=False)
+        first = first - 0x10000 if signed and first > 0x7FFF else first
+        expanded = apply_color_lut(np.arange(first, first + (count or 1 << 16)), header.data)
+        tables = [Table(first, expanded[:, at].astype(np.uint16), bits) for at in range(3)]
+    used = np.concatenate([table.values for table in tables])
+    rgb = np.stack([table(stored) for table in tables], axis=-1)
+    low, high = used & 0xFF, used >> 8
+    if high.any() and (not low.any() or (low == high).all()):
+        return (rgb >> 8).astype(np.uint8)
+    return rgb if high.any() else rgb.astype(np.uint8)

@@ -51,7 +51,8 @@ class Stored:
         with self.header.opened() as file:
             if which.step == 1:
                 file.seek(self.header.pixels.offset + which.start * layout.frame_bits // 8)
-                data = file.read(layout.bytes_of(len(which)))
+                size = layout.bytes_of(len(which))
+                data = file.read(size + size % 2)  # the pad byte is a pixel where 8-bit pixels lie in big-endian words
             else:
                 data = b"".join(_at(file, self.header.pixels.offset, i, layout) for i in which)
         if len(data) < layout.bytes_of(len(which)):
@@ -96,9 +97,9 @@ class Stored:
         for codec, version in installed(self.header.syntax):
             try:
                 values = self._by(codec, data)
-            except (Rejected, MemoryError):
+            except (Rejected, MemoryError, KeyboardInterrupt, SystemExit):
                 raise
-            except Exception as error:
+            except BaseException as error:  # a panic of a codec written in Rust is no Exception
                 failures.append(f"{codec.name}: {type(error).__name__}")
                 continue
             if codec.name != self.codec:
@@ -196,7 +197,7 @@ def _open_native(header: Header, layout: Layout, there: int) -> Stored:
 
 
 def _excess(header: Header, layout: Layout, found: int, frames: Any) -> Any:
-    """More frames than stated: all are kept where the header states none, else the stated ones; either way it is said."""
+    """More frames than stated: all are kept where the header states none, else the stated ones; it is noted."""
     if header.integer("NumberOfFrames") is None:
         header.note("frames_from_data")
         return frames
@@ -242,10 +243,6 @@ def significant(values: Array, layout: Layout) -> Array:
         if (words & ((1 << shift) - 1)).any() and not (words >> layout.stored).any():
             raise Rejected("inconsistent_attributes", "HighBit says that values lie where they do not")
         words = words >> shift
-    if layout.stored == full:
-        return words.view(layout.dtype)
-    if layout.kind == "u":
-        return words & np.array((1 << layout.stored) - 1, words.dtype)
     lift = full - layout.stored
-    signed: Array = (words << lift).view(f"i{words.dtype.itemsize}") >> lift
-    return signed
+    kept: Array = (words << lift).view(layout.dtype) >> lift  # an arithmetic shift where the dtype is signed
+    return kept

@@ -8,26 +8,9 @@ from typing import Any
 from hilum.core.errors import HilumError
 from hilum.core.types import Window
 from hilum.medical.dicom.header import Header
-from hilum.medical.dicom.layout import GREY, Layout
+from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 from hilum.medical.dicom.lut import Modality, table_of
-
-# Explanations are free text in the header; only words that cannot name anybody are repeated.
-_EXPLANATIONS = frozenset(
-    [
-        "NORMAL",
-        "HARDER",
-        "SOFTER",
-        "WINDOW1",
-        "WINDOW2",
-        "BRAIN",
-        "BONE",
-        "LUNG",
-        "SOFT TISSUE",
-        "MEDIASTINUM",
-        "ABDOMEN",
-        "STANDARD",
-    ]
-)
+from hilum.medical.dicom.terms import EXPLANATIONS
 
 
 def window_of(
@@ -74,11 +57,14 @@ def window(centre: float, width: float, function: str = "LINEAR", *, source: str
     return Window(lo, hi, "sigmoid" if function == "SIGMOID" else "linear", source=source)
 
 
-def fallback(layout: Layout, modality: Modality, statistics: Mapping[str, Any]) -> Window:
+def fallback(
+    layout: Layout, modality: Modality, statistics: Mapping[str, Any], *, wide_palette: bool = False
+) -> Window:
     """Where the file has no window: the full range of 8 bits and of colour, else the 0.5 to 99.5 percentile range."""
     plain = modality.line == (1.0, 0.0) and layout.kind == "u"
     if plain and (layout.stored <= 8 or layout.photometric not in GREY):
-        return Window(0.0, float((1 << layout.stored) - 1), source="range full")
+        bits = layout.stored if layout.photometric != PALETTE else 16 if wide_palette else 8
+        return Window(0.0, float((1 << bits) - 1), source="range full")
     low, high = statistics.get("p005"), statistics.get("p995")
     low, high = (0.0, 1.0) if low is None or high is None else (float(low), float(high))
     return Window(low, high if high > low else low + 1.0, source="range p0.5-p99.5")
@@ -105,5 +91,5 @@ def _choose(voi: str | int, names: list[str], count: int) -> int:
 def _explanations(header: Header, count: int) -> list[str]:
     value = header.value("WindowCenterWidthExplanation")
     texts = [value] if isinstance(value, str) else list(value or [])
-    names = [t if (t := str(text).strip(" \0").upper()) in _EXPLANATIONS else "" for text in texts]
+    names = [t if (t := str(text).strip(" \0").upper()) in EXPLANATIONS else "" for text in texts]
     return (names + [""] * count)[:count]

@@ -39,11 +39,11 @@ def draw_exposure(rng: np.random.Generator) -> Exposure:
     margins = tuple(float(v) for v in rng.uniform(0, 0.06, 4) * closed)
     marker = str(rng.choice(["L", "R", ""], p=[0.5, 0.25, 0.25]))
     return Exposure(
-        level=float(rng.uniform(0.4, 0.6)),
-        spread=float(rng.uniform(0.17, 0.27)),
+        level=float(rng.uniform(0.44, 0.56)),
+        spread=float(rng.uniform(0.19, 0.26)),
         flatten=float(rng.uniform(0.55, 0.8)),
         sharpen=float(rng.uniform(1.0, 1.6)),
-        gamma=float(np.exp(rng.normal(0, 0.15))),
+        gamma=float(np.exp(rng.normal(0, 0.1))),
         photons=float(np.exp(rng.uniform(np.log(2e4), np.log(2e5)))),
         collimator=margins,  # type: ignore[arg-type]
         marker=marker,

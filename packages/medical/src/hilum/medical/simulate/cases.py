@@ -81,8 +81,8 @@ def _shape(rng: np.random.Generator) -> Shape:
 def _pose(rng: np.random.Generator) -> Pose:
     ap = bool(rng.random() < 0.35)
     sway = 1.5 if ap else 1.0
-    yaw, lean, roll = (float(v) for v in rng.normal(0, sway, 3) * (2.0, 2.0, 1.5))
-    shift = tuple(float(v) for v in rng.normal(0, 6 * sway, 2))
+    yaw, lean, roll = (float(v) for v in rng.normal(0, sway, 3) * (1.6, 1.6, 1.2))
+    shift = tuple(float(v) for v in rng.normal(0, 5 * sway, 2))
     breath = -float(rng.gamma(2.0, 5.0 * sway))
     source = float(rng.uniform(1000, 1300) if ap else rng.uniform(1700, 2000))
     return Pose("AP" if ap else "PA", yaw, lean, roll, shift, breath, source)  # type: ignore[arg-type]
@@ -92,8 +92,8 @@ def draw_patient(seed: int, number: int, chest: Chest, *, prevalence: Mapping[st
     """Patient ``number`` of the cohort ``seed``; the same whatever the cohort's size."""
     rng = generator(seed, "patient", number, "habitus")
     shape = _shape(rng)
-    heart = float(rng.uniform(0.9, 1.06))
-    bone, gain, grain = (float(np.exp(v)) for v in rng.normal(0, (0.2, 0.2, 0.4)))
+    heart = float(rng.uniform(0.9, 1.04))
+    bone, gain, grain = (float(np.exp(v)) for v in rng.normal(0, (0.2, 0.2, 0.3)))
     sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
     breast = float(rng.gamma(4, 4.5)) if sex == "F" else 0.0
     age = int(rng.integers(20, 90))
@@ -145,7 +145,7 @@ def body(patient: Patient, chest: Chest) -> Volume:
     density[chest.bone] = 1 + patient.bone * (density[chest.bone] - 1)
     lung = chest.both_lungs
     typical = float(np.median(chest.density[lung]))
-    texture = 1 + 0.22 * patient.lung_grain * grain(chest, rng)[lung]
+    texture = 1 + 0.15 * patient.lung_grain * grain(chest, rng)[lung]
     density[lung] = ((typical + patient.lung_gain * (density[lung] - typical)) * texture).clip(min=0.01)
     if patient.breast_mm:
         _, z, x = chest.axes_mm

@@ -19,6 +19,7 @@ from .chance import generator
 
 FINDINGS = ("nodule", "effusion", "cardiomegaly", "pneumothorax", "consolidation")
 PREVALENCE: Mapping[str, float] = {name: 0.3 for name in FINDINGS}
+Point = tuple[float, float, float]
 SIDES = ("right", "left")
 FLUID = 1.03
 
@@ -27,49 +28,54 @@ FLUID = 1.03
 class Finding:
     """``size_mm``: diameter (nodule, consolidation), height of the fluid, width of the air at the apex; for
     cardiomegaly the heart's linear growth in percent. ``strength``: density reached, 1 = water (for a pneumothorax:
-    how sharp the lung's edge stands out). ``centre_mm`` (y, z, x). ``salt`` keys its texture."""
+    how sharp the lung's edge stands out). ``centres_mm`` (y, z, x) of each nodule or of the consolidation. ``salt`` keys
+    its texture."""
 
     name: str
     side: str = ""
     lobe: str = ""
     size_mm: float = 0.0
     strength: float = 1.0
-    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    centres_mm: tuple[Point, ...] = ()
     salt: str = ""
 
     @property
     def zone(self) -> str:
-        """Third of the lung in which the centre lies."""
-        return "upper" if self.centre_mm[1] < -32 else "middle" if self.centre_mm[1] < 25 else "lower"
+        """Third of the lung in which the (first) centre lies."""
+        height = self.centres_mm[0][1] if self.centres_mm else 0.0
+        return "upper" if height < -32 else "middle" if height < 25 else "lower"
 
 
-def _place(chest: Chest, where: Mask, rng: np.random.Generator) -> tuple[float, float, float]:
-    voxel = np.unravel_index(int(rng.choice(np.flatnonzero(where))), where.shape)
-    return tuple(float(axis.ravel()[i]) for axis, i in zip(chest.axes_mm, voxel, strict=True))  # type: ignore[return-value]
+def _place(chest: Chest, where: Mask, rng: np.random.Generator, *, count: int = 1) -> tuple[Point, ...]:
+    voxels = np.stack(np.unravel_index(rng.choice(np.flatnonzero(where), count), where.shape), axis=-1)
+    return tuple(
+        tuple(float(axis.ravel()[i]) for axis, i in zip(chest.axes_mm, voxel, strict=True))  # type: ignore[misc]
+        for voxel in voxels
+    )
 
 
 def draw_finding(name: str, chest: Chest, rng: np.random.Generator, *, salt: str) -> Finding:
     """A finding of random side, size, place and subtlety."""
     side = str(rng.choice(SIDES))
     if name == "nodule":
-        diameter = float(rng.uniform(17, 36))
+        diameter, count = float(rng.uniform(20, 38)), int(rng.integers(1, 5))
         where = chest.lung[side] & (chest.window[side] > 0.45) & (chest.depth_mm > 0.3 * diameter)
-        return Finding(name, side, "", diameter, float(rng.uniform(0.9, 1.35)), _place(chest, where, rng), salt)
+        return Finding(name, side, "", diameter, float(rng.uniform(1.1, 2.1)), _place(chest, where, rng, count=count), salt)
     if name == "consolidation":
         lobe = str(rng.choice(LUNGS[side]))
         where = chest.mask([lobe]) & (chest.window[side] > 0.4)
-        return Finding(name, side, lobe, float(rng.uniform(60, 110)), float(rng.uniform(0.5, 0.9)), _place(chest, where, rng), salt)
+        return Finding(name, side, lobe, float(rng.uniform(75, 125)), float(rng.uniform(0.75, 1.0)), _place(chest, where, rng), salt)
     if name == "effusion":
-        return Finding(name, side, "", float(rng.uniform(35, 100)), FLUID, salt=salt)
+        return Finding(name, side, "", float(rng.uniform(40, 105)), FLUID, salt=salt)
     if name == "pneumothorax":
-        return Finding(name, side, "", float(rng.uniform(20, 48)), float(rng.uniform(0.25, 0.5)), salt=salt)
-    return Finding(name, size_mm=float(rng.uniform(22, 48)), salt=salt)
+        return Finding(name, side, "", float(rng.uniform(32, 68)), float(rng.uniform(0.4, 0.7)), salt=salt)
+    return Finding(name, size_mm=float(rng.uniform(26, 52)), salt=salt)
 
 
 def _reach(chest: Chest, finding: Finding) -> NDArray[np.float32]:
-    """Distance in mm of every voxel from the finding's centre."""
-    squared = sum((axis - c) ** 2 for axis, c in zip(chest.axes_mm, finding.centre_mm, strict=True))
-    return np.sqrt(squared).astype(np.float32)
+    """Distance in mm of every voxel from the finding's nearest centre."""
+    squared = (sum((axis - c) ** 2 for axis, c in zip(chest.axes_mm, centre, strict=True)) for centre in finding.centres_mm)
+    return np.sqrt(np.minimum.reduce(list(squared))).astype(np.float32)
 
 
 def _roughness(chest: Chest, finding: Finding, scale_mm: float) -> NDArray[np.float32]:
@@ -118,7 +124,7 @@ def _pneumothorax(density: Volume, chest: Chest, finding: Finding) -> Mask:
     edge = finding.size_mm * (1 - 0.8 * down) - chest.depth_mm  # > 0: in the air
     air = lung & (edge > 0)
     rest = lung & ~air
-    density[rest] *= 1 + 0.4 * air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
+    density[rest] *= 1 + 0.7 * air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
     density[air] = 0.002
     density[lung & (np.abs(edge) <= 1.5)] += finding.strength  # visceral pleura, seen edge-on
     return air

@@ -1,0 +1,182 @@
+"""The evaluation transform as tensor operations alone, so that it can stand inside an exported graph.
+
+Both reductions of hilum (area average to the cache's side, then the fit with its minification filter) are linear and
+separable: y = W_y x W_x^T, with W built from the image's height and width inside the graph. Positions are float64, as
+in :mod:`hilum.augment.sampling`; only weights are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from hilum.augment.laws import FIT_RATIO
+from hilum.augment.sampling import MAX_TAPS
+from hilum.core.objective import Objective
+from hilum.core.types import Batch
+from hilum.verbs.deployed import Preprocessing
+
+INPUTS: Final = ("image", "window_centre", "window_width")
+WHOLE: Final = 1e-9  # a number this little above a whole one is that whole one, as in sampling
+
+
+class ExportedModel(nn.Module):
+    """(image (N,1,H,W) modality values, window_centre (N,), window_width (N,)) -> scores (N,F)."""
+
+    def __init__(self, objective: Objective, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.objective, self.preprocessing = objective, InGraph(preprocessing)
+
+    def forward(self, image: Tensor, window_centre: Tensor, window_width: Tensor) -> Tensor:
+        x = self.preprocessing(image, window_centre, window_width)
+        return self.objective.predict(Batch({self.preprocessing.view: x})).scores
+
+
+class InGraph(nn.Module):
+    """:class:`Preprocessing` for a batch of one-channel images of equal size, at least 2 x 2."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        p = self.p = preprocessing
+        self.view = p.view
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(p, name)).reshape(1, -1, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, image: Tensor, window_centre: Tensor, window_width: Tensor) -> Tensor:
+        x = image[:, 0]
+        axes = self._axes(x.shape[1], x.shape[2])
+        rows, columns = (axis.weights(self.p.border, nearest=self.p.interpolation == "nearest") for axis in axes)
+        low = (window_centre - 0.5 * window_width)[:, None, None]
+        width = window_width[:, None, None]
+        if self.p.border in ("border", "reflect"):
+            y = rows @ x @ columns.T
+        else:  # inside weights sum to less than 1 at the border; what they lack sees the fill value
+            fill = background(x, *axes) if self.p.border == "background" else torch.full_like(low, float(self.p.border))
+            y = rows @ (x - fill) @ columns.T + fill
+        step = (y > low).to(y.dtype)
+        shown = torch.where(width == 0, step, (y - low) / torch.where(width == 0, torch.ones_like(width), width))
+        return (shown.clamp(0, 1)[:, None].expand(-1, self.p.channels, -1, -1) - self.mean) / self.std
+
+    def _axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        """Both axes: source size, size after the area average, output size, and the fit's scale and offset."""
+        source = [torch.full((1,), n, dtype=torch.int64) for n in (height, width)]
+        cached, out = self._cached(*source), self.p.size
+        sizes = [c.double() for c in cached]
+        steps = [c / m for c, m in zip(sizes, out, strict=True)]
+        if self.p.fit == "squash":
+            offsets = [0.5 * step - 0.5 for step in steps]
+        else:
+            crop = self.p.fit == "crop"
+            step = torch.minimum(*steps) / FIT_RATIO if crop else torch.maximum(*steps)
+            steps = [step, step]
+            offsets = [(c - 1.0) / 2.0 - step * ((m - 1.0) / 2.0) for c, m in zip(sizes, out, strict=True)]
+        y, x = (Axis(*told) for told in zip((height, width), sizes, out, steps, offsets, strict=True))
+        return y, x
+
+    def _cached(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`hilum.data.reduce.reduced_size` in whole numbers."""
+        if self.p.cache_side is None:
+            return height, width
+        side = torch.full_like(height, self.p.cache_side)
+        short, long = torch.minimum(height, width), torch.maximum(height, width)
+        other = torch.div(2 * long * side + short, 2 * short, rounding_mode="floor")
+        kept = short <= side
+        return (
+            torch.where(kept, height, torch.where(height <= width, side, other)),
+            torch.where(kept, width, torch.where(height <= width, other, side)),
+        )
+
+
+class Axis:
+    """One axis: ``source`` pixels become ``cached`` ones, which are read at ``step`` q + ``offset`` for output q."""
+
+    def __init__(self, source: int, cached: Tensor, out: int, step: Tensor, offset: Tensor) -> None:
+        self.cached, self.out, self.step, self.offset = cached, out, step, offset
+        self.pixels = torch.arange(source, dtype=torch.int64)
+        self.k = self.pixels.float()
+        self.n = torch.full((1,), source, dtype=torch.float64)
+        self.share = self.n / cached  # source pixels under one cached pixel
+
+    def weights(self, border: str | float, *, nearest: bool) -> Tensor:
+        """(out, source) float32: how much each source pixel counts in each output pixel; what lies outside is left
+        out, or folded in where ``border`` is ``border`` or ``reflect``."""
+        q = torch.arange(self.out, dtype=torch.float64)
+        if nearest:
+            at = torch.floor(self.step * q + self.offset + 0.5)
+            at = at.clamp(torch.zeros_like(self.cached), self.cached - 1.0) if border == "border" else at
+            edges = [self._covered(place * self.share, border) for place in (at, at + 1.0)]
+            return (edges[1] - edges[0]) / self.share.float()
+        factor = torch.ceil(self.step / MAX_TAPS - WHOLE).clamp(min=1.0)  # whole blocks are averaged first
+        step, offset = self.step / factor, (self.offset + 0.5) / factor - 0.5
+        taps, block = torch.ceil(step - WHOLE).clamp(1.0, MAX_TAPS), factor * self.share
+        tap = torch.arange(MAX_TAPS, dtype=torch.float64)[:, None]  # those beyond ``taps`` weigh nothing
+        u = (step * (q + (tap + 0.5) / taps - 0.5) + offset).flatten()
+        left = torch.floor(u)
+        near = ((tap < taps).double() / taps).expand(-1, self.out).flatten()
+        shares = (near * (1.0 - u + left), near * (u - left))
+        edges = [self._covered((left + i) * block, border) for i in range(3)]
+        read = sum(
+            ((share / block).float()[:, None] * (after - before))
+            for share, before, after in zip(shares, edges[:-1], edges[1:], strict=True)
+        )
+        if border == "border":
+            read = read + self._folded(left, *shares, factor)
+        return read.unflatten(0, (MAX_TAPS, self.out)).sum(0)
+
+    def _covered(self, place: Tensor, border: str | float) -> Tensor:
+        """(out, source) how much of each source pixel lies before ``place`` (out,), in edge coordinates; of the image
+        repeated in mirrors where ``border`` is ``reflect``. Whole and fractional part are split for float32's sake."""
+        turns = torch.zeros_like(place)
+        if border == "reflect":
+            turns = torch.floor(place / (2.0 * self.n))
+            place = place - 2.0 * self.n * turns
+        whole = torch.floor(place)
+        part, whole = (place - whole).float()[:, None], whole.float()[:, None]
+        before = ((whole - self.k) + part).clamp(0.0, 1.0)
+        if border != "reflect":
+            return before
+        mirrored = ((whole - (2.0 * self.n.float() - 1.0 - self.k)) + part).clamp(0.0, 1.0)
+        return before + mirrored + 2.0 * turns.float()[:, None]
+
+    def _folded(self, left: Tensor, left_share: Tensor, right_share: Tensor, factor: Tensor) -> Tensor:
+        """What the two blocks at ``left`` see beyond the image, given to the first and the last cached pixel."""
+        last = self.cached / factor
+        below = left_share * (left < 0).double() + right_share * (left < -1).double()
+        above = left_share * (left + 1.0 - last).clamp(0.0, 1.0) + right_share * (left + 2.0 - last).clamp(0.0, 1.0)
+        return below.float()[:, None] * self.edge(first=True) + above.float()[:, None] * self.edge(first=False)
+
+    def edge(self, *, first: bool) -> Tensor:
+        """(1, source) weights of the first or the last cached pixel."""
+        start = torch.zeros_like(self.n) if first else self.n - self.share
+        ends = [self._covered(place, 0.0) for place in (start, start + self.share)]
+        return (ends[1] - ends[0]) / self.share.float()
+
+    def line(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, source) averaged to cached pixels along this axis: (N, source), of which those in the mask (source,)
+        exist. Through running sums, so that no matrix of source x source is made."""
+        sums = torch.cat([torch.zeros_like(values[:, :1]), values], 1).double().cumsum(1)
+        index = torch.arange(values.shape[1], dtype=torch.float64)
+        ends = []
+        for place in (index * self.share, (index + 1.0) * self.share):
+            at = torch.minimum(torch.floor(place), self.n - 1.0)
+            part = torch.minimum(place, self.n) - at
+            ends.append(sums[:, at.long()] + part * values.double()[:, at.long()])
+        return (ends[1] - ends[0]) / self.share, index < self.cached
+
+
+def background(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """(N, 1, 1) median of the outermost pixels of the area-averaged image."""
+    across = [columns.line((rows.edge(first=first) @ x)[:, 0]) for first in (True, False)]
+    down = [rows.line((x @ columns.edge(first=first).T)[:, :, 0]) for first in (True, False)]
+    inner = (rows.pixels > 0) & (rows.pixels.double() < rows.cached - 1.0)  # corners already stand in the rows
+    ring = torch.cat([values for values, _ in (*across, *down)], 1)
+    there = torch.cat([*(mask for _, mask in across), *(mask & inner for _, mask in down)])
+    count = there.long().sum()
+    ordered = torch.sort(torch.where(there, ring, torch.full_like(ring, torch.inf)), dim=1).values
+    middle = torch.stack([torch.div(count - 1, 2, rounding_mode="floor"), torch.div(count, 2, rounding_mode="floor")])
+    return ordered[:, middle].mean(1).float()[:, None, None]

@@ -1,0 +1,223 @@
+"""``hilum init-study``: several starts, one network and one budget, paired statistics.
+
+Tayebi Arasteh et al. 2024 (arXiv 2308.07688), card 35. What differs from the released code, because it was wrong there:
+the checkpoint and the learning rate are chosen on validation patients, never on the test set; redraws are of patients;
+false-discovery control runs over all findings at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hilum.core.errors import HilumError
+
+
+@dataclass
+class StudyResult:
+    """``reports[start]`` over all folds and seeds; ``comparisons["A against B"]``; the chosen learning rates."""
+
+    reports: dict[str, Any]
+    comparisons: dict[str, Any]
+    chosen: dict[str, list[float]] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+def init_study(
+    study: Path,
+    *,
+    start: list[str],
+    recipe: str = "medical/init-study",
+    out: Path | None = None,
+    lr: list[float] | None = None,
+    seeds: int = 3,
+    folds: int = 0,
+    fraction: float = 1.0,
+    split: str = "default",
+    set: list[str] | None = None,
+    resamples: int = 1000,
+) -> StudyResult:
+    """Compare starts of one network on one study: same recipe, same budget, same patients.
+
+    Args:
+        study: the study that `hilum index` wrote
+        start: a start to compare, NAME=INIT (scratch, a run, a weights file, a hub name); give at least two
+        recipe: the fine-tuning that every start gets
+        out: folder for runs and tables (default STUDY/runs/init-study)
+        lr: learning rates to choose from on validation, for every start alike (default: the recipe's)
+        seeds: training repeats
+        folds: cross-validate over the folds of the split (made with `hilum split --folds K --test 0`)
+        fraction: share of the training groups whose labels are used
+        split: name of the split
+        set: change one setting of the recipe for every start
+        resamples: redraws of patients
+    """
+    starts = _starts(start)
+    root = Path(out) if out else Path(study) / "runs" / "init-study"
+    collected: dict[str, list[Any]] = {name: [] for name in starts}
+    chosen: dict[str, list[float]] = {name: [] for name in starts}
+    for fold in range(folds) if folds else [None]:
+        for name, init in starts.items():
+            common = {
+                "study": Path(study),
+                "recipe": recipe,
+                "init": init,
+                "fraction": fraction,
+                "split": split,
+                "fold": fold,
+            }
+            base = root / name / (f"fold{fold}" if fold is not None else "whole")
+            rate, first = _choose_rate(base, lr or [None], sets=set or [], **common)  # type: ignore[list-item]
+            chosen[name].append(rate if rate is not None else float("nan"))
+            for seed in range(seeds):
+                folder = first if seed == 0 else _run(base / f"seed{seed}", rate, seed, sets=set or [], **common)
+                collected[name].append(_predict(folder, fold=fold, seed=seed))
+    return _finish(root, collected, chosen, resamples)
+
+
+def _starts(told: Sequence[str]) -> dict[str, str]:
+    starts = {}
+    for text in told:
+        name, equals, init = text.partition("=")
+        if not equals:
+            name, init = Path(text.partition("#")[0]).name, text
+        if name in starts:
+            raise HilumError(f"two starts are named {name!r}", fix="--start NAME=INIT")
+        starts[name] = init
+    if len(starts) < 2:
+        raise HilumError("a comparison needs at least two starts", fix="--start scratch --start mae=STUDY/runs/mae")
+    return starts
+
+
+def _choose_rate(base: Path, rates: Sequence[float | None], **common: Any) -> tuple[float | None, Path]:
+    """Train seed 0 at every rate; the best by validation wins (first in case of a tie)."""
+    from hilum.verbs.folder import RunFolder
+
+    best: tuple[float, float | None, Path] | None = None
+    for number, rate in enumerate(rates):
+        folder = _run(base / f"seed0-lr{number}", rate, 0, **common)
+        value = RunFolder(folder).facts.get("best")
+        score = float(value) if value is not None else float("-inf")
+        if best is None or score > best[0]:
+            best = (score, rate, folder)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _run(
+    folder: Path, rate: float | None, seed: int, *, study: Path, recipe: str, init: str, fraction: float, split: str, fold: int | None,
+    sets: Sequence[str],
+) -> Path:  # fmt: skip
+    """One training, or what is left of it: finished runs are kept, interrupted ones resumed."""
+    from hilum.verbs.folder import RunFolder
+    from hilum.verbs.training import resume, start
+
+    run = RunFolder(folder)
+    if run.facts.get("finished"):
+        return folder
+    if run.config.is_file():
+        resume(folder, track=False)
+        return folder
+    own = [*sets, f"seed={seed}", *([f"optim.lr={rate}"] if rate is not None else [])]
+    start(
+        recipe, data=study, out=folder, sets=own, split=split, verb="finetune", init=init, fraction=fraction, fold=fold,
+        track=False, quiet=True,
+    )  # fmt: skip
+    print(f"{folder.parent.parent.name} {folder.parent.name} {folder.name}: validation {run.facts.get('best')}")
+    return folder
+
+
+def _predict(folder: Path, *, fold: int | None, seed: int) -> Any:
+    from hilum.evaluation.predictions import Predictions
+    from hilum.verbs.evaluating import open_run, score
+
+    path = folder / "eval" / "test" / "predictions.parquet"
+    if not path.is_file():
+        model, opened = open_run(folder, splits=("test",))
+        made = score(model, opened, "test")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.write(path)
+    made = Predictions.read(path)
+    made.fold[:] = -1 if fold is None else fold
+    made.seed[:] = seed
+    return made
+
+
+def pooled(parts: Sequence[Any]) -> Any:
+    """Predictions of several folds and seeds as one."""
+    from hilum.evaluation.predictions import Predictions
+
+    return Predictions.of(
+        sample_id=np.concatenate([p.sample_id for p in parts]).tolist(),
+        group_id=np.concatenate([p.group_id for p in parts]).tolist(),
+        split="test",
+        names=parts[0].names,
+        targets=np.concatenate([p.targets for p in parts]),
+        scores=np.concatenate([p.scores for p in parts]),
+        fold=np.concatenate([p.fold for p in parts]).tolist(),
+        seed=np.concatenate([p.seed for p in parts]).tolist(),
+    )
+
+
+def _finish(
+    root: Path, collected: Mapping[str, Sequence[Any]], chosen: dict[str, list[float]], resamples: int
+) -> StudyResult:
+    from hilum.core.checkpoint import write_json
+    from hilum.evaluation.report import evaluate
+
+    reports = {name: evaluate(pooled(parts), n=resamples) for name, parts in collected.items()}
+    names = list(reports)
+    comparisons = {
+        f"{a} against {b}": reports[a].compare(reports[b]) for i, b in enumerate(names) for a in names[i + 1 :]
+    }
+    result = StudyResult(reports, comparisons, chosen)
+    text = table(result)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_json(
+        root / "init-study.json",
+        {
+            "reports": {n: r.to_json() for n, r in reports.items()},
+            "comparisons": {n: c.to_json() for n, c in comparisons.items()},
+            "learning_rates": {n: [None if r != r else r for r in rates] for n, rates in chosen.items()},
+        },
+    )
+    print(text)
+    return result
+
+
+def table(result: StudyResult) -> str:
+    """Markdown: mean AUROC of every start with its interval, then the paired differences with adjusted p-values."""
+
+    def cell(metric: Any) -> str:
+        return (
+            f"n/a ({metric.reason})"
+            if metric.value is None
+            else f"{metric.value:.3f} [{metric.lo:.3f}, {metric.hi:.3f}]"
+        )
+
+    findings = [f.name for f in next(iter(result.reports.values())).findings]
+    lines = ["| start | macro AUROC [95 % CI] | " + " | ".join(findings) + " |", "|---" * (len(findings) + 2) + "|"]
+    for name, report in result.reports.items():
+        row = [name, cell(report.macro["auroc"]), *(cell(f.metrics["auroc"]) for f in report.findings)]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += [
+        "",
+        "| comparison | finding | difference [95 % CI] | p (first not better) | adjusted (FDR) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, comparison in result.comparisons.items():
+        for row in (*comparison.rows, comparison.mean):
+            lines.append(
+                f"| {name} | {row.name} | {cell(row.difference)} | {_p(row.p_a_better)} | {_p(row.adjusted_a)} |"
+            )
+    return "\n".join(lines)
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
