@@ -100,7 +100,7 @@ def package_files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def folder_files(folder: Path) -> tuple[Path, Path, Path]:
-    """The same three files in a folder: one table, and of the NIfTI files the largest is the CT, the next the labels."""
+    """The same three files in a folder: of the NIfTI files the largest is the CT, the next the labels."""
     volumes = sorted(folder.glob("*.nii.gz"), key=lambda f: -f.stat().st_size)
     if len(volumes) < 2 or not (folder / "structures.csv").exists():
         sys.exit(f"{folder} needs a CT and a label map as *.nii.gz, and structures.csv")
@@ -127,7 +127,8 @@ def read_lps(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.
 def pool(volume: NDArray[Any], factors: tuple[int, ...]) -> NDArray[np.float32]:
     shape = [n // f for n, f in zip(volume.shape, factors, strict=True)]
     cut = volume[tuple(slice(0, n * f) for n, f in zip(shape, factors, strict=True))].astype(np.float32)
-    return cut.reshape([v for pair in zip(shape, factors, strict=True) for v in pair]).mean(axis=(1, 3, 5))
+    blocks = cut.reshape([v for pair in zip(shape, factors, strict=True) for v in pair])
+    return np.asarray(blocks.mean(axis=(1, 3, 5)), np.float32)
 
 
 def body_of(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -164,7 +165,7 @@ def groups_of(labels: NDArray[np.uint8], table: Path) -> NDArray[np.uint8]:
 def without_nodule(
     hu: NDArray[np.float32], group: NDArray[np.uint8], centre: NDArray[np.float64], spacing: NDArray[np.float64]
 ) -> None:
-    """Replace the lung around ``centre`` (voxels) by lung of the same side a little further down, blended at its edge."""
+    """Replace the lung around ``centre`` (voxels) by lung of the same side further down, blended at its edge."""
     axes = np.meshgrid(*(np.arange(n) for n in hu.shape), indexing="ij", sparse=True)
     distance = np.sqrt(sum(((a - c) * s) ** 2 for a, c, s in zip(axes, centre, np.abs(spacing), strict=True)))
     donor = np.roll(hu, -round(NODULE_SHIFT_MM / spacing[2]), axis=2)

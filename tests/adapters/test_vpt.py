@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hilum.adapters.lora import LoRA
 from hilum.adapters.vpt import VPT
@@ -164,6 +164,24 @@ def test_refusals() -> None:
         VPT().merge()
     with pytest.raises(HilumError):
         VPT(tokens=-1)
+
+
+class Pooled(nn.Module):
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).pooled
+
+
+def test_exports_with_a_free_batch() -> None:
+    encoder = vit()
+    attached(encoder, tokens=2)
+    free = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(Pooled(encoder), (images(),), dynamic_shapes=free, strict=False)
+    more = images().repeat(3, 1, 1, 1)
+    assert torch.allclose(program.module()(more), encoder(more).pooled, atol=1e-5)
 
 
 def test_prompts_and_low_rank_updates_work_together_and_copy() -> None:

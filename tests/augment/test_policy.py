@@ -231,11 +231,16 @@ def test_a_skipped_crop_shows_the_evaluation_geometry() -> None:
     at_rate([np.array_equal(m, fitted) for m in matrices], 0.5)
 
 
+def plain(value: object) -> bool:
+    return all(map(plain, value)) if type(value) is list else type(value) in (int, float, type(None))
+
+
 def test_a_draw_survives_json_exactly() -> None:
     config = {"resized_crop": [0.5, 1.0], "hflip": 0.5, "rotate": 10, "rand": {"n": 2}, "noise": 0.1}
     p = policy(config)
     for i in range(50):
         d = p.draw(SampleKey(0, 0, i), source_size=(90, 80), stats={"mean": 0.1 + i, "background": float("nan")})
+        assert all(map(plain, d.to_json().values()))
         back = Draw.from_json(json.loads(json.dumps(d.to_json())))
         assert back.to_json() == d.to_json() and np.array_equal(back.matrix, d.matrix)
         assert back.key == d.key and back.size == d.size and back.fill is None and back.pivot == 0.1 + i

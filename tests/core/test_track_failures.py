@@ -52,7 +52,16 @@ def test_a_run_always_ends_with_the_right_status(begin: Any, error: BaseExceptio
 
 def test_a_signal_handler_that_closes_in_the_midst_of_sending_breaks_nothing(begin: Any) -> None:
     tracker = begin()
-    tracker._post("signal", lambda client, run_id: tracker.close("KILLED"))
+    calls: list[str] = []
+
+    def interrupted(client: Any, run_id: str) -> None:
+        calls.append(run_id)
+        if len(calls) == 1:
+            tracker.set_tags({"signal": 15})
+            tracker.close("KILLED")
+
+    tracker._post("signal", interrupted)
+    assert len(calls) == 1 and fetch(tracker).data.tags["hilum.signal"] == "15"
     assert not tracker.closed and fetch(tracker).info.status == "RUNNING"
     tracker.close("KILLED")
     assert fetch(tracker).info.status == "KILLED"

@@ -50,7 +50,18 @@ def cache_of(study: Study, **options: object) -> ShardCache:
 def same(a: CachedImage, b: CachedImage) -> bool:
     plain = all(
         getattr(a, n) == getattr(b, n)
-        for n in "slope intercept window source_size spacing_mm unit inverted stats provenance factor".split()
+        for n in [
+            "slope",
+            "intercept",
+            "window",
+            "source_size",
+            "spacing_mm",
+            "unit",
+            "inverted",
+            "stats",
+            "provenance",
+            "factor",
+        ]
     )
     masks = (a.valid is None) == (b.valid is None) and (a.valid is None or torch.equal(a.valid, b.valid))
     pixels = a.stored.dtype == b.stored.dtype and a.stored.numpy().tobytes() == b.stored.numpy().tobytes()

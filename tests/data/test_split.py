@@ -25,7 +25,9 @@ from hilum.data.stratify import count_of, deal, keyed_order, nested_rank
 from hilum.data.study import Study
 
 
-def study_of(groups: int, per: int = 2, *, prevalence: tuple[float, ...] = (0.3, 0.1), seed: int = 0, folder: Path) -> Study:
+def study_of(
+    groups: int, per: int = 2, *, prevalence: tuple[float, ...] = (0.3, 0.1), seed: int = 0, folder: Path
+) -> Study:
     rng = np.random.default_rng(seed)
     owners = [f"g{i:04d}" for i in range(groups) for _ in range(per)]
     labels = {f"f{k}": (rng.random(len(owners)) < p).astype(float).tolist() for k, p in enumerate(prevalence)}
@@ -75,7 +77,9 @@ def test_every_group_stands_on_one_side_whatever_the_order(archive: dict[str, An
             train, val, test = (split.groups(p, fold=f) for p in ("train", "val", "test"))
             assert test == parts["test"] and not (train & val) and train | val == set(owners) - test
         held = [split.groups("val", fold=f) for f in range(3)]
-        assert not set.intersection(*held) and set.union(*held) == {g for g in set(owners) - parts["test"] if g[0] == "g"}
+        assert not set.intersection(*held) and set.union(*held) == {
+            g for g in set(owners) - parts["test"] if g[0] == "g"
+        }
 
 
 @settings(max_examples=40, deadline=None)
@@ -198,7 +202,9 @@ def test_cross_validation_holds_out_every_group_once(tmp_path: Path) -> None:
     assert sorted(g for t in tests for g in t) == sorted(split.groups("train"))
     for f in range(5):
         train, val = split.groups("train", fold=f), split.groups("val", fold=f)
-        assert val == tests[(f + 1) % 5] and not train & (val | tests[f]) and len(train) + len(val) + len(tests[f]) == 23
+        assert (
+            val == tests[(f + 1) % 5] and not train & (val | tests[f]) and len(train) + len(val) + len(tests[f]) == 23
+        )
         half = split.groups("train", fraction=0.5, fold=f)
         assert half < train and len(half) == math.ceil(len(train) / 2)
     with pytest.raises(HilumError, match="5 folds, number 5"):
@@ -222,7 +228,9 @@ def test_stratifies_by_an_index_column(tmp_path: Path) -> None:
 
 def test_an_empty_part_is_an_error(tmp_path: Path) -> None:
     study = write_study(tmp_path, ["a", "a", "b", "unknown-1", "unknown-2", "unknown-3"])
-    with pytest.raises(HilumError, match=r"leave a part empty: val 0.15 \(1\) and test 0.5 \(3\) of 5 groups, 2 of known"):
+    with pytest.raises(
+        HilumError, match=r"leave a part empty: val 0.15 \(1\) and test 0.5 \(3\) of 5 groups, 2 of known"
+    ):
         make_split(study, val=0.15, test=0.5, near=False)
     with pytest.raises(HilumError, match="leave nothing to train on"):
         make_split(study, val=0.5, test=0.5, near=False)
@@ -264,7 +272,11 @@ def change_a_rank(table: pa.Table) -> pa.Table:
 
 @pytest.mark.parametrize(
     ("tamper", "message"),
-    [(move_a_group, "changed after"), (repeat_a_group, "1 group stands .* more than once"), (change_a_rank, "changed after")],
+    [
+        (move_a_group, "changed after"),
+        (repeat_a_group, "1 group stands .* more than once"),
+        (change_a_rank, "changed after"),
+    ],
 )
 def test_a_changed_file_is_noticed_at_the_start(tamper: Callable[..., Any], message: str, tmp_path: Path) -> None:
     study = study_of(30, folder=tmp_path)
@@ -354,7 +366,9 @@ def test_official_split_that_leaks_names_the_groups(tmp_path: Path) -> None:
     study = write_study(tmp_path, list("aabbcc"), names=[f"n{i}" for i in range(6)])
     parts = ["train", "test", "val", "val", "train", "val"]
     table = official(tmp_path, [(sample_id(f"n{i}"), p) for i, p in enumerate(parts)], "sample_id,split")
-    with pytest.raises(LeakError, match=r"puts 2 groups in two parts \(1 in test and train, 1 in train and val\): a, c"):
+    with pytest.raises(
+        LeakError, match=r"puts 2 groups in two parts \(1 in test and train, 1 in train and val\): a, c"
+    ):
         make_split(study, from_table=(table, "split"), near=False)
 
 

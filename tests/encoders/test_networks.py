@@ -80,6 +80,11 @@ def test_checkpointing_of_a_cnn_gives_equal_gradients() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
+def test_a_network_that_cannot_checkpoint_says_so() -> None:
+    with pytest.raises(Unsupported, match="cannot checkpoint"):
+        timm_encoder("dla34", view={"size": 32}, checkpointing=True)
+
+
 def test_depths_rise_from_stem_to_last_stage() -> None:
     encoder = timm_encoder("resnet18", view={"size": 32})
     stem, first, last = (

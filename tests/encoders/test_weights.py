@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -91,6 +92,36 @@ def test_positions_resize_bicubically_and_cls_stays(tmp_path: Path) -> None:
     image = old[:, 1:].reshape(1, 14, 14, 32).permute(0, 3, 1, 2)
     reference = torch.nn.functional.interpolate(image, size=(28, 28), mode="bicubic", antialias=True)
     assert torch.allclose(new[:, 1:], reference.permute(0, 2, 3, 1).reshape(1, 784, 32), atol=1e-6)
+
+
+def test_dinov2_shaped_table_at_its_own_size_and_at_224(tmp_path: Path) -> None:
+    """Card 35, must show 1: 37 x 37 positions at 518 pixels; at 224 there are 16 x 16 and CLS."""
+    source = vit(size=518, seed=1, patch_size=14, depth=1)
+    assert source.net.pos_embed.shape == (1, 1370, 32)
+    torch.save(bare(source), tmp_path / "w.pt")
+    own, smaller = vit(size=518, seed=2, patch_size=14, depth=1), vit(size=224, seed=2, patch_size=14, depth=1)
+    assert load_weights(own, str(tmp_path / "w.pt")).resized == () and same(source, own)
+    assert load_weights(smaller, str(tmp_path / "w.pt")).resized == ("net.pos_embed",)
+    assert torch.equal(smaller.net.pos_embed[:, 0], source.net.pos_embed[:, 0])
+    out = smaller.eval()(torch.zeros(1, 3, 224, 224))
+    assert out.prefix.shape[1] + out.tokens.shape[1] == 257
+
+
+def test_equal_counts_of_another_grid_are_not_taken_for_the_same(tmp_path: Path) -> None:
+    source = timm_encoder("vit_tiny_patch16_224", view={"size": [16, 64]}, **SMALL)
+    save_exported(tmp_path, "encoder", source, card={})
+    square = vit(size=32)
+    assert load_weights(square, str(tmp_path)).resized == ("net.pos_embed",)
+    image = source.net.pos_embed[:, 1:].reshape(1, 2, 8, 32).permute(0, 3, 1, 2)
+    reference = torch.nn.functional.interpolate(image, size=(4, 4), mode="bicubic", antialias=True)
+    assert torch.allclose(square.net.pos_embed[:, 1:], reference.flatten(2).transpose(1, 2), atol=1e-6)
+
+
+def test_a_path_with_a_hash_sign(tmp_path: Path) -> None:
+    source, encoder = vit(seed=1), vit(seed=2)
+    torch.save(bare(source), tmp_path / "run#7.pt")
+    load_weights(encoder, str(tmp_path / "run#7.pt"))
+    assert same(source, encoder)
 
 
 def test_non_square_tables_know_their_grid_from_the_card(tmp_path: Path) -> None:
@@ -291,6 +322,9 @@ def test_exported_round_trip_and_run_folders(tmp_path: Path) -> None:
     load_weights(encoder, str(run))
     assert encoder.spec.mean == (0.1, 0.2, 0.3) and encoder.spec.licence == "CC-BY-4.0"
     assert encoder.spec.source == "run#encoder"
+    direct = vit(seed=2)
+    load_weights(direct, str(path))
+    assert direct.spec.mean == (0.1, 0.2, 0.3) and direct.spec.source == "encoder.safetensors"
     load_weights(encoder, f"{run}#text_encoder")
     assert same(vit(seed=4), encoder)
     with pytest.raises(HilumError, match="no exported 'decoder'.*\n.*\n.*encoder, text_encoder"):
@@ -313,8 +347,8 @@ def test_a_changed_export_is_refused_and_a_kill_between_the_two_files_is_not(tmp
     save_exported(tmp_path, "encoder", vit(seed=2), card={})
     (tmp_path / "encoder.safetensors").write_bytes(old)  # as if killed after the card
     encoder = vit(seed=3)
-    load_weights(encoder, str(tmp_path))
-    assert same(vit(seed=1), encoder)
+    report = load_weights(encoder, str(tmp_path))
+    assert same(vit(seed=1), encoder) and report.sha256 == hashlib.sha256(old).hexdigest()
     (tmp_path / "encoder.safetensors").write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
     with pytest.raises(HilumError, match="its hash differs"):
         load_exported(tmp_path)

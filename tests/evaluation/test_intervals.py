@@ -75,7 +75,7 @@ def test_coverage_on_clustered_data_is_about_95_percent():
         return intervals(y[:, None], s[:, None], group, metrics=("auroc", "brier"), **kwargs).metrics[0]
 
     truth = both(*clustered(np.random.default_rng(99), n_groups=100_000), n=1)
-    inside, by_row, trials = {m: 0 for m in truth}, {m: 0 for m in truth}, 160
+    inside, by_row, trials = dict.fromkeys(truth, 0), dict.fromkeys(truth, 0), 160
     for trial in range(trials):
         y, s, group = clustered(np.random.default_rng(trial), n_groups=100)
         for groups, count in ((group, inside), (np.arange(len(y)), by_row)):

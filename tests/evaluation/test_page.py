@@ -73,9 +73,7 @@ def full(names=("Effusion", "Nodule", "Hernia"), side=64, word=""):
     rng = np.random.default_rng(0)
     gallery = [
         Picture(
-            rng.integers(0, 256, (side, side, 3) if k % 2 else (side, side), dtype=np.uint8)
-            if noise
-            else np.zeros((side, side), np.uint8),
+            rng.integers(0, 256, (side, side, 3) if k % 2 else (side, side), dtype=np.uint8),
             finding,
             outcome,
             float(test.scores[row, names.index(finding)]),
@@ -116,10 +114,11 @@ def content():
 def test_everything_asked_for_is_on_the_page(content):
     seen = Page(render(content))
     for words in (
-        "Data flow", "Found", "170", "quarantined: truncated_pixels", "Splits", "Results by finding", "Operating points",
-        "Comparison of models", "Curves", "Example images", "Methods", "Provenance", "Configuration", "Licences", "Hashes",
-        "not computable: only 0 positive patients, at least 5 are needed", "2 of 3 findings", "Simulated.",
-        "Youden on val: 160 images, 80 patients", "window: p0.5 to p99.5", "not for diagnosis",
+        "Data flow", "Found", "170", "quarantined: truncated_pixels", "Splits", "Results by finding",
+        "Operating points", "Comparison of models", "Curves", "Example images", "Methods", "Provenance",
+        "Configuration", "Licences", "Hashes", "not computable: only 0 positive patients, at least 5 are needed",
+        "2 of 3 findings", "Simulated.", "Youden on val: 160 images, 80 patients", "window: p0.5 to p99.5",
+        "not for diagnosis",
     ):  # fmt: skip
         assert words in seen.text, words
     assert seen.text.count("How to read this.") == 8

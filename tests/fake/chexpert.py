@@ -12,7 +12,7 @@ _NAMES = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
     "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
 )
-FINDINGS = _NAMES.split(",")
+FINDINGS = tuple(_NAMES.split(","))
 VALUES = ("1.0", "0.0", "-1.0", "")
 
 

@@ -77,7 +77,7 @@ def write_study(
     n = len(groups)
     names = names or [f"img{i:05d}" for i in range(n)]
     (folder / "study" / "private").mkdir(parents=True, exist_ok=True)
-    (folder / "root").mkdir(exist_ok=True)
+    (folder / "root").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(n):
         image = None if images is None else images[i]

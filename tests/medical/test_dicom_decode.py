@@ -378,3 +378,31 @@ def test_decimal_commas_and_long_numbers_are_read(tmp_path: Path) -> None:
     file.write_bytes(raw[:at] + b"\x28\x00\x53\x10DS\x04\x001,25" + raw[at + 12 :])
     pixels = decode(file)
     assert (pixels.slope, pixels.intercept) == (1.25, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codec"), [("1.2.840.10008.1.2.4.201", "openjpeg"), ("1.2.840.10008.1.2.4.110", "imagecodecs")]
+)
+def test_new_syntaxes_are_lossless(tmp_path: Path, syntax: str, codec: str) -> None:
+    """HTJ2K and JPEG XL, grey and (JPEG XL) colour, encoded by imagecodecs."""
+    import imagecodecs
+
+    encode = imagecodecs.htj2k_encode if codec == "openjpeg" else lambda x: imagecodecs.jpegxl_encode(x, lossless=True)
+    pictures = [
+        (phantom(1, (32, 48)), "MONOCHROME2"),
+        (np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8), "RGB"),
+    ]
+    for pixels, photometric in pictures[: 1 if codec == "openjpeg" else 2]:
+        stream = encode(pixels)
+        known = "1.2.840.10008.1.2.4.201"  # pydicom does not write JPEG XL; the UIDs are of one length
+        file = write(
+            tmp_path / "a.dcm",
+            pixels,
+            photometric=photometric,
+            syntax=known,
+            fragments=[stream + b"\0" * (len(stream) % 2)],
+        )
+        file.write_bytes(file.read_bytes().replace(known.encode(), syntax.encode()))
+        found = decode(file)
+        np.testing.assert_array_equal(found.stored[0], pixels)
+        assert found.provenance["codec"] == codec

@@ -69,10 +69,10 @@ class VPT(Adapter):
         start = end - self.tokens
         prompts = F.dropout(self.prompts[index], self.dropout, self.training).to(state.x.dtype)
         after = state.x[:, end:] if index else state.x[:, start:]
-        x = torch.cat([state.x[:, :start], prompts.expand(len(after), -1, -1), after], dim=1)
+        x = torch.cat([state.x[:, :start], prompts.expand(after.shape[0], -1, -1), after], dim=1)
         valid = state.valid
         if valid is not None and index == 0:
-            valid = torch.cat([valid[:, :start], valid.new_ones(len(x), self.tokens), valid[:, start:]], dim=1)
+            valid = torch.cat([valid[:, :start], valid.new_ones(x.shape[0], self.tokens), valid[:, start:]], dim=1)
         return replace(state, x=x, num_prefix=end, valid=valid)
 
     def summary(self) -> str:

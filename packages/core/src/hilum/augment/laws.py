@@ -169,10 +169,10 @@ def _rand(op: Op, stream: Stream, chain: Chain) -> None:
     """
     s = op.settings
     for layer in range(s["n"]):
-        gate, pick, sign, axis = stream.uniform("rand", 4, occurrence=layer)
+        gate, pick, sign, axis = stream.uniform("rand", 4, occurrence=layer).tolist()
         if gate >= op.p:
             continue
-        z = stream.normal("rand/magnitude", occurrence=layer)[0]
+        z = float(stream.normal("rand/magnitude", occurrence=layer)[0])
         m = min(max(s["magnitude"] + s["std"] * z, 0.0), 10.0) / 10.0
         signed = m if sign < 0.5 else -m
         name = s["ops"][int(pick * len(s["ops"]))]

@@ -48,7 +48,8 @@ def apply(
     if not len(images) == len(draws) == len(metas):
         raise HilumError(f"{len(images)} images, {len(draws)} draws, {len(metas)} metas", where=f"view {view!r}")
     rows = list(rows_of(images))
-    out = torch.empty((len(rows), policy.channels, *policy.size), device=rows[0].device if rows else None)
+    device = rows[0].device if rows else None
+    out = torch.empty((len(rows), policy.channels, *policy.size), dtype=torch.float32, device=device)
     for b, (image, draw, meta) in enumerate(zip(rows, draws, metas, strict=True)):
         drawn = draw if isinstance(draw, Draw) else Draw.from_json(draw)
         out[b] = _one(image, drawn, meta, policy, view)

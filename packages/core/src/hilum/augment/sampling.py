@@ -43,7 +43,8 @@ def sample(
 
     Linear results are float32, nearest ones keep the dtype. ``border``: a value in the image's own units, ``border``
     or ``reflect``. ``sigma``: Gaussian blur in output pixels. ``minify=False`` leaves the minification filter out
-    (one linear read an output pixel). Flips, quarter turns and whole-pixel crops without blur are exact copies.
+    (one linear read an output pixel). Flips, quarter turns and whole-pixel crops without blur are exact copies, which
+    may share the image's memory.
     """
     if image.dim() != 3 or 0 in image.shape:
         raise HilumError(f"sample takes an image (C, H, W) with pixels, got {tuple(image.shape)}")
@@ -135,10 +136,10 @@ def _general(x: Tensor, m: Array, out: tuple[int, int], border: Border, sigma: f
     grid_m = (m - [[0, 0, low[0]], [0, 0, low[1]]] + [[0, 0, 0.5]]) * (2.0 / sizes)[:, None] - [[0, 0, 1.0]]
     source = window.permute(2, 0, 1)[None]
     q_y, q_x = (torch.arange(n, dtype=torch.float64, device=x.device) for n in out)
-    base = torch.empty((1, *out, 2), device=x.device)
+    base = torch.empty((1, *out, 2), dtype=torch.float32, device=x.device)
     for k, (a, b, c) in enumerate(grid_m[::-1].tolist()):  # grid_sample wants (x, y)
         base[0, ..., k] = b * q_x + (a * q_y + c)[:, None]
-    grid, total = torch.empty_like(base), torch.zeros((1, x.shape[2], *out), device=x.device)
+    grid, total = torch.empty_like(base), base.new_zeros((1, x.shape[2], *out))
     for i, j in np.ndindex(*taps):
         inner = grid_m[::-1, :2] @ [(i + 0.5) / taps[0] - 0.5, (j + 0.5) / taps[1] - 0.5]
         torch.add(base, base.new_tensor(inner), out=grid)

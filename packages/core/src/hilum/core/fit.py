@@ -64,7 +64,7 @@ def _strategy(name: str, devices: int | str) -> Any:
         from lightning.pytorch.strategies import DDPStrategy
 
         return DDPStrategy(broadcast_buffers=False)
-    return name
+    return "auto" if name == "single" else name
 
 
 @contextmanager

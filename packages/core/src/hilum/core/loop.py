@@ -33,7 +33,8 @@ from hilum.parts.gather import all_reduce_sum, rank, world
 class Feed(Protocol):
     """What the loop asks of the data: global steps as lists of this rank's micro-batches, and plain loaders."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int: ...
 
     def train_loader(
         self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int

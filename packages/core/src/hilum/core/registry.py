@@ -1,7 +1,7 @@
 """Finds what installed distributions declare, by name, without importing it until it is asked for.
 
 A distribution points the entry point group ``hilum.plugins`` at a data-only module ``_manifest`` with
-``DISTRIBUTION: str`` and ``ENTRIES: {kind: {name: target | {"target", "help", "extra", "requires"}}}``. A target is
+``DISTRIBUTION: str`` and ``ENTRIES: {kind: {name: target | {"target", "help", ...}}}`` (:class:`Entry`). A target is
 ``package.module:attribute``, or for recipes a path beside the manifest. A name that ends in ``/*`` is a family: the rest
 of the asked name is passed to the factory as its first argument.
 """
@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Entry:
     help: str = ""
     extra: str = ""
     requires: tuple[str, ...] = ()
+    view_keys: tuple[str, ...] = ()  # of a source: keys that a recipe's view may have for it
 
     @property
     def path(self) -> Path:
@@ -49,7 +50,7 @@ class Entry:
 
     def missing(self) -> list[str]:
         """Required packages that are not installed."""
-        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+        return [name for name in self.requires if _spec(name) is None]
 
     def load(self) -> Any:
         """Import the target; :class:`MissingExtra` where a required package is absent."""
@@ -73,15 +74,24 @@ class Registry:
     """All entries of all installed distributions, plus those registered by Python code in this process."""
 
     local: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    distributions: set[str] = field(default_factory=set)  # whose manifests were read
 
     @cached_property
     def installed(self) -> dict[tuple[str, str], Entry]:
         found: dict[tuple[str, str], Entry] = {}
         points = {p.value: p for p in importlib.metadata.entry_points(group=GROUP)}
         for point in sorted(points.values(), key=lambda p: p.value):
-            module = importlib.import_module(point.value)
-            folder = Path(module.__file__).parent if module.__file__ else None
-            for entry in self.read_manifest(module.DISTRIBUTION, module.ENTRIES, folder):
+            try:
+                module = importlib.import_module(point.value)
+                owner, entries = str(module.DISTRIBUTION), module.ENTRIES
+            except (ImportError, AttributeError, SyntaxError) as error:
+                raise HilumError(
+                    f"a plugin's manifest cannot be read: {error}",
+                    where=point.value,
+                    fix="update or uninstall that distribution",
+                ) from error
+            self.distributions.add(owner)
+            for entry in self.read_manifest(owner, entries, Path(module.__file__).parent if module.__file__ else None):
                 self._add(found, entry)
         return found
 
@@ -89,17 +99,15 @@ class Registry:
     def read_manifest(owner: str, entries: Mapping[str, Mapping[str, Any]], folder: Path | None) -> Iterator[Entry]:
         """Entries of one manifest; an unknown kind is an error."""
         for kind, named in entries.items():
-            if kind not in KINDS:
-                raise HilumError(f"unknown kind {kind!r} in the manifest of {owner}", fix=nearest(kind, KINDS))
+            _check_kind(kind, where=f"the manifest of {owner}")
             for name, value in named.items():
                 options = {"target": value} if isinstance(value, str) else dict(value)
-                options["requires"] = tuple(options.get("requires", ()))
-                yield Entry(kind=kind, name=name, owner=owner, folder=folder, **options)
+                yield _entry(kind, name, owner, folder, options)
 
     @staticmethod
     def _add(found: dict[tuple[str, str], Entry], entry: Entry) -> None:
         known = found.get((entry.kind, entry.name))
-        if known is not None and known.target != entry.target:
+        if known is not None and (known.target, known.owner) != (entry.target, entry.owner):
             raise HilumError(
                 f"{entry.kind} {entry.name!r} is registered twice",
                 where=f"{known.owner} and {entry.owner}",
@@ -109,9 +117,8 @@ class Registry:
 
     def register(self, kind: str, name: str, target: Any, *, owner: str = "this process", **options: Any) -> Entry:
         """Register from Python: ``target`` may be the object itself."""
-        if kind not in KINDS:
-            raise HilumError(f"unknown kind {kind!r}", fix=nearest(kind, KINDS))
-        entry = Entry(kind=kind, name=name, target=target, owner=owner, **options)
+        _check_kind(kind)
+        entry = _entry(kind, name, owner, None, {"target": target, **options})
         if (kind, name) in self.installed:
             self._add(dict(self.installed), entry)
         self._add(self.local, entry)
@@ -120,6 +127,8 @@ class Registry:
     def entries(self, kind: str | None = None) -> dict[str, Entry]:
         """Entries of one kind by name, or of all kinds by ``kind name``."""
         both = {**self.installed, **self.local}
+        if kind is not None:
+            _check_kind(kind)
         if kind is None:
             return {f"{k} {n}": e for (k, n), e in sorted(both.items())}
         return {n: e for (k, n), e in sorted(both.items()) if k == kind}
@@ -133,9 +142,9 @@ class Registry:
         known = self.entries(kind)
         if name in known:
             return known[name], ()
-        for pattern, entry in known.items():
-            if pattern.endswith("/*") and name.startswith(pattern[:-1]):
-                return entry, (name[len(pattern) - 1 :],)
+        for pattern in sorted(known, key=len, reverse=True):  # the narrowest family wins
+            if pattern.endswith("/*") and name.startswith(pattern[:-1]) and len(name) >= len(pattern):
+                return known[pattern], (name[len(pattern) - 1 :],)
         raise HilumError(f"there is no {kind} named {name!r}", fix=self._advice(kind, name, known))
 
     def _advice(self, kind: str, name: str, known: Mapping[str, Entry]) -> str:
@@ -144,8 +153,7 @@ class Registry:
             extras = importlib.metadata.metadata("hilum").get_all("Provides-Extra") or []
         except importlib.metadata.PackageNotFoundError:
             extras = []
-        others = [entry.name.split("/")[0] for entry in self.entries().values()]
-        if "/" in name and area in extras and area not in others:
+        if "/" in name and area in extras and f"hilum-{area}" not in self.distributions:
             return f'pip install "hilum[{area}]"'
         return nearest(name, known) or f"hilum list --kind {kind} shows what is installed"
 
@@ -156,6 +164,8 @@ class Registry:
     def build(self, kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call what is registered; a family gets the rest of the name first."""
         entry, rest = self._resolve(kind, name)
+        if name.endswith("/*"):
+            raise HilumError(f"{name!r} is a family of {kind}s", fix=f"name one: {name[:-1]}NAME")
         return entry.load()(*rest, *args, **kwargs)
 
     def all(self, kind: str) -> dict[str, Any]:
@@ -168,10 +178,37 @@ class Registry:
         if not isinstance(entry.target, str):
             return _live_keywords(entry.target)
         module, _, attribute = entry.target.partition(":")
-        spec = importlib.util.find_spec(module)
+        spec = _spec(module)
         if spec is None or spec.origin is None:
             return None
         return _source_keywords(Path(spec.origin), attribute)
+
+
+def _check_kind(kind: str, *, where: str = "") -> None:
+    if kind not in KINDS:
+        raise HilumError(
+            f"unknown kind {kind!r}", where=where, fix=nearest(str(kind), KINDS) or "one of " + " ".join(KINDS)
+        )
+
+
+def _entry(kind: str, name: str, owner: str, folder: Path | None, options: dict[str, Any]) -> Entry:
+    known = {f.name for f in fields(Entry)} - {"kind", "name", "owner", "folder"}
+    if "target" not in options or set(options) - known:
+        wrong = sorted(set(options) - known) or ["no target"]
+        raise HilumError(
+            f"{kind} {name!r} is not declared as it should be: {', '.join(wrong)}",
+            where=owner,
+            fix=f"target, and any of {' '.join(sorted(known - {'target'}))}",
+        )
+    lists = {key: tuple(options.get(key, ())) for key in ("requires", "view_keys")}
+    return Entry(kind=kind, name=name, owner=owner, folder=folder, **{**options, **lists})
+
+
+def _spec(module: str) -> Any:
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a parent is absent
+        return None
 
 
 def _live_keywords(target: Any) -> set[str] | None:
@@ -197,7 +234,7 @@ def _source_keywords(path: Path, attribute: str) -> set[str] | None:
 
 def _arguments(function: ast.FunctionDef) -> set[str]:
     arguments = function.args
-    return {a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]} - {"self"}
+    return {a.arg for a in [*arguments.args, *arguments.kwonlyargs]} - {"self"}
 
 
 registry = Registry()

@@ -150,7 +150,7 @@ class Ragged:
         return len(self.lengths)
 
     def rows(self) -> list[Tensor]:
-        return list(self.data.split(self.lengths.tolist()))
+        return list(torch.split(self.data, self.lengths.tolist()))
 
     def to(self, device: Any, **kwargs: Any) -> Ragged:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -283,7 +283,8 @@ class FeatureMap:
     def map(self) -> Tensor:
         """(B, E, *grid)."""
         assert self.grid is not None, "these tokens have no grid"
-        return self.tokens.transpose(1, 2).unflatten(2, self.grid)
+        batch, _, width = self.tokens.shape
+        return self.tokens.transpose(1, 2).reshape(batch, width, *self.grid)
 
 
 @dataclass(slots=True)

@@ -92,12 +92,12 @@ class Fetch:
         self._note(request.row)
         try:
             sample = source[request]
-            if self.augmenter is not None:
-                drawn = self.augmenter.draw(sample, train=train)
-                sample = drawn if isinstance(drawn, Sample) else sample
             if not isinstance(sample, Sample):
                 return BadSample(sample_id(source, request), "contract", f"the source gave {type(sample).__name__}")
-            return sample
+            if self.augmenter is None:
+                return sample
+            drawn = self.augmenter.draw(sample, train=train)
+            return drawn if isinstance(drawn, Sample) else sample
         except Exception as error:  # StopIteration, MemoryError and RecursionError are such
             return BadSample(sample_id(source, request), *reason_of(error))
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,6 +74,7 @@ STATE = pa.schema(
     [
         *COLUMNS,
         ("path", _TEXT),
+        ("member", _TEXT),  # inside an archive
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("reader", _TEXT),  # what read it: a change makes the file new
@@ -184,6 +187,13 @@ def write_table(table: pa.Table, path: Path, *, private: bool = False) -> None:
     """Parquet without timestamps: equal tables give equal bytes."""
     with replacing(path, private=private) as out:
         pq.write_table(table, out, compression="zstd", row_group_size=1 << 16)
+
+
+def write_csv(lines: Iterable[Sequence[str]], path: Path, *, private: bool = False) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    with replacing(path, private=private) as out:
+        out.write(text.getvalue().encode())
 
 
 def write_json(content: Mapping[str, Any], path: Path, *, private: bool = False) -> None:

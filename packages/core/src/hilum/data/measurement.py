@@ -44,7 +44,7 @@ class Measurement:
         ``shown`` what is measured in place of ``stored`` (RGB of a palette); ``valid`` (F,H,W) is False on padding."""
         self._stored.update(hashable(stored))
         if self._modality is not None:
-            line = values if values is not None else stored.astype(np.float64) * self.slope + self.intercept
+            line = self._line(stored) if values is None else values
             self._modality.update(np.ascontiguousarray(line, "<f4").data.cast("B"))
         measured = values if values is not None else stored if shown is None else shown
         if self._border is None:
@@ -57,6 +57,18 @@ class Measurement:
         else:
             self._sample(measured, line=values is None)
 
+    def _line(self, stored: Array) -> Array:
+        """Modality values rounded once to float32; few distinct integers are converted once each."""
+        if (self.slope, self.intercept) == (1.0, 0.0):
+            return stored.astype("<f4")
+        if stored.dtype.kind in "iub" and stored.dtype.itemsize <= 2:
+            words = np.arange(1 << (8 * stored.dtype.itemsize)).astype(f"u{stored.dtype.itemsize}")
+            line = words.view(stored.dtype).astype(np.float64) * self.slope + self.intercept
+            known: Array = line.astype("<f4")[stored.view(words.dtype)]
+            return known
+        wide: Array = stored.astype(np.float64) * self.slope + self.intercept
+        return wide
+
     def _ring(self, frame: Array, valid: NDArray[np.bool_] | None) -> Array:
         ring = np.ones(frame.shape[:2], bool)
         ring[1:-1, 1:-1] = False
@@ -66,11 +78,11 @@ class Measurement:
         return edge[np.isfinite(edge)] if np.isfinite(edge).any() else np.zeros(1)
 
     def _count(self, stored: Array) -> None:
-        signed = stored.dtype.kind == "i"
-        bins = 1 << (8 * stored.dtype.itemsize)
-        self._first = -bins // 2 if signed else 0
-        shifted = stored.ravel().astype(np.intp) - self._first
-        counts = np.bincount(shifted, minlength=bins)
+        bits = 8 * stored.dtype.itemsize
+        words = stored.ravel().view(f"u{stored.dtype.itemsize}")
+        if stored.dtype.kind == "i":  # flipping the sign bit orders signed values like unsigned ones
+            self._first, words = -(1 << (bits - 1)), words ^ np.array(1 << (bits - 1), words.dtype)
+        counts = np.bincount(words, minlength=1 << bits)
         self._counts = counts if self._counts is None else self._counts + counts
 
     def _sample(self, measured: Array, *, line: bool) -> None:

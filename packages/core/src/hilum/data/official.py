@@ -113,4 +113,12 @@ def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> l
             fix="set $HILUM_ID_KEY to that key",
         )
     rows = dict(zip(state.column("sample_id").to_pylist(), join_table(table, state, key, by=by), strict=True))
-    return [[] if rows.get(s) is None else [rows[s]] for s in study.column("sample_id")]
+    found = [[] if rows.get(s) is None else [rows[s]] for s in study.column("sample_id")]
+    if by != "patient_id":
+        return found
+    # Files whose header names nobody got their patient from a table at index time: they are known by group.
+    issuers = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
+    patients = zip(issuers, table.need(by, why="the join key"), strict=True)
+    place = {key.group(issuer, patient): row for row, (issuer, patient) in enumerate(patients) if patient}
+    groups = zip(found, study.column("group_id"), strict=True)
+    return [known or ([place[group]] if group in place else []) for known, group in groups]

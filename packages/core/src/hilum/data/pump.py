@@ -32,7 +32,7 @@ from hilum.data.isolation import _bare_main
 
 DEATHS: Final = 2  # of workers reading one sample, after which it is bad
 RESTARTS: Final = 8  # in a row that neither deliver a batch nor find a bad sample
-_POLL: Final = 5.0  # seconds between looks at workers that say nothing
+_POLL: Final = 1.0  # seconds between looks at workers that say nothing
 log = logging.getLogger(__name__)
 
 

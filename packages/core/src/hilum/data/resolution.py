@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from hilum.data.labels import ABOUT, GROUPS, JOINS, STUDIES, check_matched, find
 from hilum.data.reports import reports_of
 from hilum.data.tables import Table
 
-Row = dict[str, Any]
+Columns = dict[str, list[Any]]  # one list a column: a hundred thousand rows as dictionaries take a gigabyte
+_CHANGED = (*ABOUT, "group_id", "group_known", "study_id", "has_report", "duplicate_of", "problems")
+_READ = ("sample_id", "status", "role", "source", "series_id", "instance", "spelling", "stored_sha256", "std")
+_BLOCK = 4096  # rows turned into dictionaries at a time
 
 
 @dataclass
@@ -45,10 +48,9 @@ def resolve(
     max_unmatched: float = 0.01,
 ) -> Resolved:
     """The index of STATE rows. Order of rows decides nothing but which of several copies is the original."""
-    rows: list[Row] = state.to_pylist()
+    rows: Columns = {name: state.column(name).to_pylist() for name in (*_CHANGED, *_READ)}
     merged = merges.groups(key)
-    for row in rows:
-        row["group_id"] = merged.get(row["spelling"], row["group_id"])
+    rows["group_id"] = [merged.get(s, g) for s, g in zip(rows["spelling"], rows["group_id"], strict=True)]
     done = Resolved(state, state)
     try:
         if labels is not None:
@@ -60,36 +62,37 @@ def resolve(
     except HilumError as error:
         done.error = error
     _compare(rows)
-    done.index = pa.Table.from_pylist(rows, schema=ledger.COLUMNS)
-    done.series = pa.Table.from_pylist(list(_series(rows, intakes)), schema=ledger.SERIES)
+    for name in _CHANGED:
+        field = state.schema.field(name)
+        state = state.set_column(state.schema.get_field_index(name), field, pa.array(rows[name], field.type))
+    done.index = state.select(ledger.COLUMNS.names)
+    done.series = pa.Table.from_pylist(list(_series(done.index, intakes)), schema=ledger.SERIES)
     return done
 
 
-def _describe(
-    rows: list[Row], table: Table, matched: Sequence[int | None], key: IdentityKey, group: str | None
-) -> None:
+def _describe(rows: Columns, table: Table, matched: Sequence[int | None], key: IdentityKey, group: str | None) -> None:
     """Fill what a file's own header does not say: group, study, view, laterality, modality, body part."""
     groups = table.need(group, why="the group of each file") if group else table.columns.get(table.find(*GROUPS) or "")
     issuers = table.columns.get(table.find("issuer") or "")
     studies = table.columns.get(table.find(*STUDIES) or "")
-    about = {name: table.columns[c] for name in ABOUT if (c := table.find(name))}
-    for row, at in zip(rows, matched, strict=True):
+    about = {name: table.columns[column] for name in ABOUT if (column := table.find(name))}
+    for row, at in enumerate(matched):
         if at is None:
             continue
-        for target, values in about.items():
-            if row[target] is None and values[at]:
-                row[target] = values[at].upper()
-        if not row["group_known"] and groups is not None and usable(groups[at]):
-            row["group_id"] = key.group(issuers[at] if issuers else None, groups[at])
-            row["group_known"] = True
-        if row["study_id"] is None and studies is not None and studies[at]:
-            row["study_id"] = key.digest("study of a table", row["group_id"] if row["group_known"] else "", studies[at])
-        if not row["group_known"]:
-            row["group_id"] = f"unknown-{row['study_id'] or row['sample_id']}"
+        for name, values in about.items():
+            rows[name][row] = rows[name][row] or values[at].upper() or None
+        if not rows["group_known"][row] and groups is not None and usable(groups[at]):
+            rows["group_id"][row] = key.group(issuers[at] if issuers else None, groups[at])
+            rows["group_known"][row] = True
+        known = rows["group_known"][row]
+        if rows["study_id"][row] is None and studies is not None and studies[at]:
+            rows["study_id"][row] = key.digest("study of a table", rows["group_id"][row] if known else "", studies[at])
+        if not known:
+            rows["group_id"][row] = f"unknown-{rows['study_id'][row] or rows['sample_id'][row]}"
 
 
 def _labels(
-    rows: list[Row],
+    rows: Columns,
     table: Table,
     matched: Sequence[int | None],
     names: Sequence[str] | None,
@@ -99,85 +102,99 @@ def _labels(
     by: str,
 ) -> tuple[pa.Table, dict[str, int]]:
     """``labels.parquet``: sample_id, findings or class, and the table's own ``split`` where it has one."""
-    images = [row["status"] == "indexed" and row["role"] == "image" for row in rows]
+    indexed = [status == "indexed" for status in rows["status"]]
+    images = [i and role == "image" for i, role in zip(indexed, rows["role"], strict=True)]
     counts = check_matched(table, matched, images, limit=limit, by=by)
     columns = findings_of(table, names=names, leave=() if group is None else (group,))
     if (split := table.find("split")) is not None:
         columns["split"] = pa.array([v or None for v in table.columns[split]], pa.string())
-    kept = [
-        (row["sample_id"], at)
-        for row, at in zip(rows, matched, strict=True)
-        if at is not None and row["status"] == "indexed"
-    ]
+    kept = [(row, at) for row, at in enumerate(matched) if at is not None and indexed[row]]
     take = pa.array([at for _, at in kept], pa.int64())
-    labels = {
-        "sample_id": pa.array([sample for sample, _ in kept], pa.string()),
-        **{n: v.take(take) for n, v in columns.items()},
-    }
-    return pa.table(labels), counts
+    samples = pa.array([rows["sample_id"][row] for row, _ in kept], pa.string())
+    return pa.table({"sample_id": samples, **{name: values.take(take) for name, values in columns.items()}}), counts
 
 
-def _reports(rows: list[Row], table: Table, state: pa.Table, key: IdentityKey, folder: Path) -> pa.Table:
+def _reports(rows: Columns, table: Table, state: pa.Table, key: IdentityKey, folder: Path) -> pa.Table:
     """Join reports to studies by the first key the table has, and mark the rows of those studies."""
     by = next((name for name in JOINS if table.find(name)), None)
     if by is None:
         raise HilumError(f"{table.name} has no column that says whose report it is", fix=f"one of {', '.join(JOINS)}")
-    matched = join(table, state, key, by=by)
+    own = [study or sample for study, sample in zip(rows["study_id"], rows["sample_id"], strict=True)]
     studies: list[str | None] = [None] * len(table)
-    for row, at in zip(rows, matched, strict=True):
+    for study, at in zip(own, join(table, state, key, by=by), strict=True):
         if at is not None:
-            studies[at] = studies[at] or row["study_id"] or row["sample_id"]
+            studies[at] = studies[at] or study
     written = reports_of(table, studies, key, folder=folder)
     reported = set(written.column("study_id").to_pylist())
-    for row in rows:
-        row["has_report"] = (row["study_id"] or row["sample_id"]) in reported
+    rows["has_report"] = [study in reported for study in own]
     return written
 
 
-def _compare(rows: list[Row]) -> None:
+def _compare(rows: Columns) -> None:
     """Copies and conflicts (FORMATS 5). Files of one UID are copies where pixels and patient agree, else in conflict;
     files without UIDs are copies where pixels agree and no patient contradicts."""
-    indexed = [row for row in rows if row["status"] == "indexed"]
-    for same in _by(indexed, lambda r: r["instance"]):
-        original = same[0]
-        if original["stored_sha256"] is None:
-            continue  # headers only: nothing to compare
-        if any(r["stored_sha256"] != original["stored_sha256"] or r["group_id"] != original["group_id"] for r in same):
-            for row in same:
-                _note(row, "uid_conflict")
+    instance, pixels, group, known = (rows[n] for n in ("instance", "stored_sha256", "group_id", "group_known"))
+    indexed = [at for at, status in enumerate(rows["status"]) if status == "indexed" and pixels[at] is not None]
+    for same in _groups(indexed, instance):
+        if len({(pixels[at], group[at]) for at in same}) > 1:
+            _note(rows, same, "uid_conflict")
         else:
-            for row in same[1:]:
-                row["duplicate_of"] = original["sample_id"]
-    for same in _by(indexed, lambda r: r["stored_sha256"] if r["std"] else None):
-        bare = [r for r in same if r["instance"] is None]
-        for copies in _by(bare, lambda r: r["group_id"] if r["group_known"] else "unknown"):
-            for row in copies[1:]:
-                row["duplicate_of"] = copies[0]["sample_id"]
-        if len({r["group_id"] for r in same if r["group_known"]}) > 1:
-            for row in same:
-                _note(row, "same_pixels_other_patient")
+            _copies(rows, same)
+    varied = [at for at in indexed if rows["std"][at]]  # constant images are equal without being copies
+    for same in _groups(varied, pixels):
+        bare = [at for at in same if instance[at] is None]
+        for copies in _groups(bare, [g if k else "unknown" for g, k in zip(group, known, strict=True)]) if bare else ():
+            _copies(rows, copies)
+        if len({group[at] for at in same if known[at]}) > 1:
+            _note(rows, same, "same_pixels_other_patient")
 
 
-def _by(rows: Iterable[Row], key: Callable[[Row], str | None]) -> list[list[Row]]:
-    """Groups of more than one row with the same key, in row order."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if (value := key(row)) is not None:
-            groups[value].append(row)
+def _groups(members: Sequence[int], values: Sequence[Any]) -> list[list[int]]:
+    """Rows that share a value with another one, in row order; None is shared by nobody."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for at in members:
+        if values[at] is not None:
+            groups[values[at]].append(at)
     return [g for g in groups.values() if len(g) > 1]
 
 
-def _note(row: Row, problem: str) -> None:
-    row["problems"] = sorted({*(row["problems"] or ()), problem})
+def _copies(rows: Columns, same: Sequence[int]) -> None:
+    for at in same[1:]:
+        rows["duplicate_of"][at] = rows["sample_id"][same[0]]
 
 
-def _series(rows: list[Row], intakes: Sequence[Intake]) -> list[Row]:
+def _note(rows: Columns, same: Sequence[int], problem: str) -> None:
+    for at in same:
+        rows["problems"][at] = sorted({*(rows["problems"][at] or ()), problem})
+
+
+def _series(index: pa.Table, intakes: Sequence[Intake]) -> list[dict[str, Any]]:
     """``series.parquet`` as each intake sees the images of one series."""
     readers = {intake.name: intake for intake in intakes}
-    members: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        usable_row = row["status"] == "indexed" and row["role"] == "image" and row["duplicate_of"] is None
-        if usable_row and row["series_id"] is not None and row["source"] in readers:
-            members[row["series_id"], row["source"]].append(row)
-    found = [line for (_, source), same in sorted(members.items()) for line in readers[source].problems(same)]
+    names = ("status", "role", "duplicate_of", "series_id", "source")
+    rows = zip(*(index.column(name).to_pylist() for name in names), strict=True)
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for at, (status, role, original, series, source) in enumerate(rows):
+        if (status, role, original) == ("indexed", "image", None) and series is not None and source in readers:
+            members[series, source].append(at)
+    found: list[dict[str, Any]] = []
+    for block in _blocks(list(members.items())):
+        lines = index.take(pa.array([at for _, same in block for at in same], pa.int64())).to_pylist()
+        start = 0
+        for (_, source), same in block:
+            found += readers[source].problems(lines[start : start + len(same)])
+            start += len(same)
     return sorted(found, key=lambda s: (s["series_id"], s["volume_id"]))
+
+
+def _blocks(series: list[tuple[tuple[str, str], list[int]]]) -> Iterator[list[tuple[tuple[str, str], list[int]]]]:
+    """Whole series, a few thousand rows together."""
+    block, size = [], 0
+    for item in series:
+        block.append(item)
+        size += len(item[1])
+        if size >= _BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

@@ -20,7 +20,6 @@ from hilum.core.errors import HilumError, nearest
 from hilum.data.ledger import path_bytes, write_json
 from hilum.data.where import select
 
-STATISTICS = ("min", "max", "mean", "std", "lo", "hi", "p005", "p995", "background")
 _NOT_FINDINGS = frozenset({"sample_id", "class", "split"})
 
 
@@ -89,15 +88,6 @@ class Study:
     def row(self, row: int) -> dict[str, Any]:
         """One row as a dictionary."""
         return {name: self.index.column(name)[int(row)].as_py() for name in self.columns}
-
-    def statistics(self, row: int) -> dict[str, float]:
-        """Statistics of a row in the space of :class:`~hilum.core.types.Pixels`: negated and swapped where inverted."""
-        values = {name: self.index.column(name)[int(row)].as_py() for name in STATISTICS}
-        if self.index.column("inverted")[int(row)].as_py():
-            mirror = {"min": "max", "lo": "hi", "p005": "p995"}
-            mirror |= {b: a for a, b in mirror.items()}
-            values = {n: values[n] if n == "std" else _negative(values[mirror.get(n, n)]) for n in values}
-        return {name: float(value) for name, value in values.items() if value is not None}
 
     @cached_property
     def root(self) -> Path:
@@ -168,7 +158,3 @@ class Study:
         file = self.path / name
         write_json(content, file)
         return file
-
-
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value

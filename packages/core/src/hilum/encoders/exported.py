@@ -18,10 +18,11 @@ from hilum.core.types import EncoderSpec
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Tensors under original keys, and their card."""
+    """Tensors under original keys, their card, and the hash of the file they were read from."""
 
     tensors: dict[str, Tensor]
     card: Mapping[str, Any]
+    sha256: str
 
 
 def save_exported(folder: Path | str, name: str, module: nn.Module, *, card: Mapping[str, Any]) -> Path:
@@ -72,12 +73,22 @@ def load_exported(folder: Path | str, name: str = "encoder") -> Exported:
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise HilumError(f"{name}.json cannot be read", where=Path(folder).name, fix="export the run again") from error
-    if file_sha256(path) not in (card.get("sha256"), card.get("previous_sha256")):
+    digest = file_sha256(path)
+    if digest not in (card.get("sha256"), card.get("previous_sha256")):
         raise HilumError(
             f"{path.name} is not the file its card describes (its hash differs)", where=Path(folder).name,
             fix="copy both files again, or export the run again",
         )  # fmt: skip
-    return Exported(read_safetensors(path), card)
+    return Exported(read_safetensors(path), card, digest)
+
+
+def has_card(path: Path) -> bool:
+    """Whether a file of tensors has a card of ours beside it (and not some other program's JSON)."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(card, dict) and {"sha256", "registry_id", "format"} <= card.keys()
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -45,7 +45,10 @@ class TimmNet(nn.Module):
         self.report: LoadReport | None = None
         self.net = net
         if checkpointing:
-            net.set_grad_checkpointing(True)
+            try:
+                net.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError) as error:
+                raise Unsupported(f"timm cannot checkpoint {type(net).__name__}", fix="checkpointing: false") from error
         stages = net.feature_info if isinstance(net.feature_info, list) else net.feature_info.get_dicts()
         self.channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
         self.spec = EncoderSpec(

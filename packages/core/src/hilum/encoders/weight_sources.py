@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hilum.core.checkpoint import file_sha256
 from hilum.core.errors import HilumError, nearest
-from hilum.encoders.exported import load_exported, read_safetensors
+from hilum.encoders.exported import has_card, load_exported, read_safetensors
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NESTS = ("state_dict", "model", "model_state_dict", "teacher", "student", "encoder", "network", "net", "module")
@@ -64,7 +64,7 @@ def read_weights(init: str, *, encoder: nn.Module) -> Weights:
     """``init`` as in :func:`~hilum.encoders.weights.load_weights`; what cannot be read is a :class:`HilumError`."""
     if init.startswith("package:"):
         return _package(init.removeprefix("package:"))
-    place, _, part = init.partition("#")
+    place, _, part = (init, "", "") if Path(init).exists() else init.partition("#")
     path = Path(place).expanduser()
     if path.is_dir():
         return _folder(path, part)
@@ -81,7 +81,7 @@ def _folder(path: Path, part: str) -> Weights:
     name = part or "encoder"
     if (exported / f"{name}.json").is_file() or exported != path or part:
         found = load_exported(exported, name)
-        return Weights(found.tensors, f"{path.name}#{name}", str(found.card["sha256"]), found.card)
+        return Weights(found.tensors, f"{path.name}#{name}", found.sha256, found.card)
     files = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
     if len(files) != 1:
         raise HilumError(
@@ -93,6 +93,9 @@ def _folder(path: Path, part: str) -> Weights:
 
 
 def _file(path: Path, part: str) -> Weights:
+    if path.suffix == ".safetensors" and not part and has_card(path):
+        found = load_exported(path.parent, path.stem)
+        return Weights(found.tensors, path.name, found.sha256, found.card)
     if path.suffix == ".safetensors":
         tensors: Any = read_safetensors(path)
     elif path.suffix in PICKLED:

@@ -97,17 +97,24 @@ def fit(
     name: str, tensor: Tensor, wanted: Tensor, *, notes: Mapping[str, Any], card: Mapping[str, Any]
 ) -> Fitted | None:
     """``tensor`` in the shape of ``wanted``, or None where there is no sound way."""
+    if name == notes.get("positions") and tensor.ndim == 3 and tensor.shape[2] == wanted.shape[2]:
+        return fit_positions(tensor, notes, grid=(card.get("input") or {}).get("grid"))
     if tensor.shape == wanted.shape:
         return tensor, False
-    if name == notes.get("positions") and tensor.ndim == 3 and tensor.shape[2] == wanted.shape[2]:
-        prefix, grid = int(notes["prefix"]), (card.get("input") or {}).get("grid")
-        side = math.isqrt(max(tensor.shape[1] - prefix, 0))
-        old: Sequence[int] = grid or (side, side)
-        if prefix + math.prod(old) == tensor.shape[1]:
-            return resize_positions(tensor, old_grid=old, new_grid=notes["grid"], prefix=prefix), True
     if tensor.ndim >= 4 and tensor.ndim == wanted.ndim:
         return fit_channels(tensor, wanted)
     return None
+
+
+def fit_positions(table: Tensor, notes: Mapping[str, Any], *, grid: Sequence[int] | None) -> Fitted | None:
+    """A position table for the grid in ``notes``; its own ``grid`` is taken to be square where no card tells it."""
+    prefix, new = int(notes["prefix"]), tuple(notes["grid"])
+    side = math.isqrt(max(table.shape[1] - prefix, 0))
+    same = grid is None and table.shape[1] == prefix + math.prod(new)
+    old = new if same else tuple(grid or (side, side))
+    if prefix + math.prod(old) != table.shape[1]:
+        return None
+    return resize_positions(table, old_grid=old, new_grid=new, prefix=prefix), old != new
 
 
 def fit_channels(kernel: Tensor, wanted: Tensor) -> Fitted | None:

@@ -56,5 +56,5 @@ class AttentiveHead(Head):
         pooled, attention = self.pool(features.tokens, features.valid)
         logits = self.linear(self.out_norm(pooled))
         weights = attention.mean(1)
-        attended = weights if features.grid is None else weights.reshape(len(weights), *features.grid)
+        attended = weights if features.grid is None else weights.reshape(-1, *features.grid)
         return Prediction(scores_of(logits, self.task), logits=logits, names=self.names, maps={"attention": attended})

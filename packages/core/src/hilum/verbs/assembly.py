@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hilum.core.loop import LoopSettings
 from hilum.core.objective import Objective, Parts, check_objective
 from hilum.core.recipe import Recipe
 from hilum.core.registry import registry
-from hilum.core.types import LabelSpace
+from hilum.core.types import EncoderSpec, LabelSpace
 from hilum.data.cache import ShardCache
 from hilum.data.module import DataModule
 from hilum.data.source import StudySource
@@ -47,6 +47,10 @@ class Data:
     cache: ShardCache
     sources: dict[str, StudySource] = field(default_factory=dict)
 
+    @property
+    def split_digest(self) -> str:
+        return self.split.digest if self.split is not None else "none"
+
 
 def label_names(recipe: Recipe, study: Study) -> tuple[str, ...]:
     """Findings a recipe asks for, or all of the study's."""
@@ -65,9 +69,17 @@ def label_names(recipe: Recipe, study: Study) -> tuple[str, ...]:
 
 
 def open_data(
-    recipe: Recipe, study: Study, *, split_name: str, fraction: float = 1.0, fold: int | None = None, limit: int | None = None,
-    need_labels: bool, splits: Sequence[str] = ("train", "val"), quiet: bool = False,
-) -> Data:  # fmt: skip
+    recipe: Recipe,
+    study: Study,
+    *,
+    split_name: str,
+    fraction: float = 1.0,
+    fold: int | None = None,
+    limit: int | None = None,
+    need_labels: bool,
+    splits: Sequence[str] = ("train", "val"),
+    quiet: bool = False,
+) -> Data:
     """Rows by split (checked for leaks), the pixel cache, label space and sources."""
     split = Split.load(study, split_name)
     split.check(study)
@@ -94,15 +106,29 @@ def open_data(
     task = recipe.get("task", "multilabel")
     for name, chosen in rows.items():
         data.sources[name] = StudySource(
-            study, rows=chosen, views=recipe["views"], cache=cache, label_names=names, task=task,
-            uncertain=recipe["labels"].get("uncertain", "ignore"), split=name,
-        )  # fmt: skip
+            study,
+            rows=chosen,
+            views=recipe["views"],
+            cache=cache,
+            label_names=names,
+            task=task,
+            uncertain=recipe["labels"].get("uncertain", "ignore"),
+            split=name,
+        )
     counts = {name: dict(source.labels.counts.get(name, {})) for name, source in data.sources.items() if source.labels}
     first = next(iter(data.sources.values())).labels
     if first is not None:
         lateral = frozenset(recipe["labels"].get("lateral", ())) | first.lateral
         data.labels = LabelSpace(first.names, first.task, first.synonyms, first.templates, counts, lateral)
     return data
+
+
+def strategy_of(recipe: Recipe, devices: int) -> str:
+    """``single`` on one device, else ``ddp`` or what the recipe says."""
+    told = str(recipe["engine"]["strategy"])
+    if told not in ("auto", "single", "ddp", "fsdp2"):
+        raise HilumError(f"unknown strategy {told!r}", where=recipe.where("engine.strategy"), fix="auto, ddp or fsdp2")
+    return ("ddp" if devices > 1 else "single") if told in ("auto", "single") else told
 
 
 def image_statistics(data: Data, *, split: str = "train") -> tuple[float, float]:
@@ -145,7 +171,7 @@ def resolve(recipe: Recipe, data: Data, *, devices: int) -> Recipe:
     workers = recipe["engine"]["workers"]
     if workers == "auto":
         workers = 0 if not torch.cuda.is_available() else min(8, max((os.cpu_count() or 2) - 1, 1))
-    changes["engine"] = {"workers": int(workers), "devices": devices}
+    changes["engine"] = {"workers": int(workers), "devices": devices, "strategy": strategy_of(recipe, devices)}
     for name, view in recipe["views"].items():
         if view.get("normalise", "none") == "dataset":
             mean, std = image_statistics(data)
@@ -166,9 +192,10 @@ def normalisation(recipe: Recipe) -> dict[str, tuple[tuple[float, ...], tuple[fl
             mean, std = (tuple(v * channels if len(v) == 1 else v) for v in rule)
         else:
             raise HilumError(
-                f"unknown normalisation {rule!r}", where=recipe.where(f"views.{name}.normalise"),
+                f"unknown normalisation {rule!r}",
+                where=recipe.where(f"views.{name}.normalise"),
                 fix="dataset, imagenet, none, or [[mean, ...], [std, ...]]",
-            )  # fmt: skip
+            )
         norm[name] = (tuple(map(float, mean)), tuple(map(float, std)))
     return norm
 
@@ -193,9 +220,14 @@ def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: 
                 "plan", "sequential", source.rows, source.sample_ids, batch_size=per_device, seed=seed
             )
     return DataModule(
-        data.sources, plans, augmenter=augmenter, workers=int(recipe["engine"]["workers"]), pin_memory=torch.cuda.is_available(),
-        max_bad=float(recipe["engine"]["max_bad"]), bad_path=bad_path,
-    )  # fmt: skip
+        data.sources,
+        plans,
+        augmenter=augmenter,
+        workers=int(recipe["engine"]["workers"]),
+        pin_memory=torch.cuda.is_available(),
+        max_bad=float(recipe["engine"]["max_bad"]),
+        bad_path=bad_path,
+    )
 
 
 def build_objective(
@@ -254,7 +286,9 @@ def _head(recipe: Recipe, encoders: Mapping[str, nn.Module], labels: LabelSpace 
     if labels is None:
         raise HilumError("a head needs labels and the study has none", where=recipe.where("head"))
     options = {k: v for k, v in recipe["head"].items() if k != "name"}
-    dim = next(iter(encoders.values())).spec.pooled_dim  # type: ignore[union-attr]
+    spec: EncoderSpec = next(iter(encoders.values())).spec  # type: ignore[assignment]
+    needs = getattr(registry.load("head", recipe["head"]["name"]), "needs", ("pooled",))
+    dim = spec.pooled_dim if "pooled" in needs else spec.embed_dim
     head = registry.build("head", recipe["head"]["name"], dim=dim, names=labels.names, task=labels.task, **options)
     check_head(head, where=recipe.where("head"))
     return head  # type: ignore[no-any-return]
@@ -280,16 +314,25 @@ def loop_settings(
         named = groups() if callable(groups) else {"main": objective}
         built = {}
         for name, module in named.items():
+            depth_of, layers = depths(module)
             own = {**optim, **optim.get("groups", {}).get(name, {})}
             built[name] = build_optimizer(
                 param_groups(
-                    module, lr=lr if name == "main" else scaled_lr({k: v for k, v in own.items() if k in ("lr", "base_lr", "lr_per")}, size),
-                    weight_decay=float(own.get("weight_decay", 0.0)), rules=own.get("rules", ()),
-                    layer_decay=own.get("layer_decay"), num_layers=_depth(module),
+                    module,
+                    lr=lr
+                    if name == "main"
+                    else scaled_lr({k: v for k, v in own.items() if k in ("lr", "base_lr", "lr_per")}, size),
+                    weight_decay=float(own.get("weight_decay", 0.0)),
+                    rules=own.get("rules", ()),
+                    layer_decay=own.get("layer_decay"),
+                    depth_of=depth_of,
+                    num_layers=layers,
                 ),
-                own.get("name", "adamw"), betas=tuple(own.get("betas", (0.9, 0.999))), eps=float(own.get("eps", 1e-8)),
+                own.get("name", "adamw"),
+                betas=tuple(own.get("betas", (0.9, 0.999))),
+                eps=float(own.get("eps", 1e-8)),
                 momentum=float(own.get("momentum", 0.9)),
-            )  # fmt: skip
+            )
         return built
 
     return LoopSettings(
@@ -311,16 +354,25 @@ def loop_settings(
     )
 
 
-def _depth(module: nn.Module) -> int:
-    """Number of blocks of the deepest encoder, for layer decay."""
-    return max(
-        (
-            len(m.blocks)
-            for m in module.modules()
-            if isinstance(getattr(m, "blocks", None), nn.Sequential | nn.ModuleList)
-        ),
-        default=0,
-    )
+def depths(module: nn.Module) -> tuple[Callable[[str], int] | None, int]:
+    """(depth of a parameter by name, number of layers) for layer decay, as the encoders in ``module`` tell them.
+
+    What belongs to no encoder (heads, decoders) is as deep as the deepest encoder's output.
+    """
+    encoders = {
+        n: m for n, m in module.named_modules() if callable(getattr(m, "depth_of", None)) and hasattr(m, "num_layers")
+    }
+    if not encoders:
+        return None, 0
+    layers = max(int(m.num_layers) for m in encoders.values())  # type: ignore[arg-type]
+
+    def depth(name: str) -> int:
+        for prefix, encoder in encoders.items():
+            if name.startswith(f"{prefix}."):
+                return int(encoder.depth_of(name[len(prefix) + 1 :]))  # type: ignore[operator]
+        return layers + 1
+
+    return depth, layers
 
 
 def shard_blocks(objective: nn.Module, mesh: Any) -> None:
@@ -356,8 +408,14 @@ def open_rows(recipe: Recipe, study: Study, rows: dict[str, Any], *, labelled: b
     data = Data(study, None, rows, None, cache)
     for name, chosen in rows.items():
         data.sources[name] = StudySource(
-            study, rows=chosen, views=recipe["views"], cache=cache, label_names=names, task=recipe.get("task", "multilabel"),
-            uncertain=recipe["labels"].get("uncertain", "ignore"), split=name,
-        )  # fmt: skip
+            study,
+            rows=chosen,
+            views=recipe["views"],
+            cache=cache,
+            label_names=names,
+            task=recipe.get("task", "multilabel"),
+            uncertain=recipe["labels"].get("uncertain", "ignore"),
+            split=name,
+        )
         data.labels = data.sources[name].labels
     return data

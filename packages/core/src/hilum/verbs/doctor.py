@@ -13,6 +13,7 @@ from hilum.core.errors import HilumError
 
 SHM_FLOOR = 1 << 30  # PyTorch workers hand batches over through shared memory
 FILES_FLOOR = 1024
+VALUES = {1: "positive", 0: "negative", -1: "uncertain"}
 
 
 def doctor(target: Path | None = None) -> Any:
@@ -112,7 +113,7 @@ def _study(folder: Path) -> None:
         )
     )
     rows = study.rows(None)
-    groups = {g for g in (index.column("group_id")[int(r)].as_py() for r in rows)}
+    groups = {index.column("group_id")[int(r)].as_py() for r in rows}
     print(f"usable images: {len(rows)} of {len(groups)} patients")
     for name in ("modality", "view", "transfer_syntax", "photometric", "bits_stored", "source"):
         if name in study.columns:
@@ -133,9 +134,7 @@ def _study(folder: Path) -> None:
         print("labels")
         for f, name in enumerate(study.label_names):
             column = matrix[:, f]
-            print(
-                f"  {name:<24} {int((column == 1).sum())} positive, {int((column == 0).sum())} negative, {int((column == -1).sum())} uncertain"
-            )
+            print(f"  {name:<24} " + ", ".join(f"{int((column == v).sum())} {word}" for v, word in VALUES.items()))
 
 
 def ui(study: Path, *, port: int = 5000) -> None:
@@ -152,8 +151,20 @@ def ui(study: Path, *, port: int = 5000) -> None:
 
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store.resolve()}",
-        "--default-artifact-root", str((Path(study) / "mlartifacts").resolve()), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{store.resolve()}",
+        "--default-artifact-root",
+        str((Path(study) / "mlartifacts").resolve()),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
     subprocess.run(command, env=environment, check=False)

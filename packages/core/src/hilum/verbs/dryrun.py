@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,19 @@ def largest(data: Any, split: str, n: int) -> Batch:
     return collate(samples)
 
 
+class Repeated:
+    """The same step ``times`` times (an iterable of its own: a bare list would be read as several loaders)."""
+
+    def __init__(self, step: list[Batch], times: int) -> None:
+        self.step, self.times = step, times
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return iter([self.step] * self.times)
+
+    def __len__(self) -> int:
+        return self.times
+
+
 class Largest:
     """A feed whose only batch holds the largest training images."""
 
@@ -40,8 +54,8 @@ class Largest:
     def __init__(self, feed: Any, batch: Batch) -> None:
         self.feed, self.batch = feed, batch
 
-    def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> list[list[Any]]:
-        return [[self.batch] * accumulate for _ in range(self.steps_per_epoch)]
+    def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> Repeated:
+        return Repeated([self.batch] * accumulate, self.steps_per_epoch)
 
     def augment(self, batch: Any, *, train: bool) -> Any:
         return self.feed.augment(batch, train=train)

@@ -137,8 +137,8 @@ class Opened:
 
 def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int | None = None) -> Opened:
     from hilum.data.split import Split
-    from hilum.verbs.assembly import open_data, open_rows
     from hilum.data.study import Study
+    from hilum.verbs.assembly import open_data, open_rows
 
     study = Study(data if data is not None else model.study_path)
     recipe = model.recipe
@@ -154,9 +154,10 @@ def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int 
         now = Split.load(study, recipe["run"]["split"]).digest
         if now != recipe["run"].get("split_digest"):
             raise HilumError(
-                "the split is not the one this run was trained on", where=f"splits/{recipe['run']['split']}.json",
+                "the split is not the one this run was trained on",
+                where=f"splits/{recipe['run']['split']}.json",
                 fix="evaluate on the stored split, or train again on the new one",
-            )  # fmt: skip
+            )
     data_ = open_data(
         recipe,
         study,
@@ -205,9 +206,14 @@ def score(model: Any, opened: Opened, split: str) -> Any:
             f"the {split} set delivered no image", fix="look at bad_samples.parquet and hilum doctor STUDY"
         )
     return Predictions.of(
-        sample_id=ids, group_id=groups, split=split, names=names or model.labels.names,
-        targets=np.concatenate(targets), scores=np.concatenate(scores).astype(np.float64), seed=int(model.recipe["seed"]),
-    )  # fmt: skip
+        sample_id=ids,
+        group_id=groups,
+        split=split,
+        names=names or model.labels.names,
+        targets=np.concatenate(targets),
+        scores=np.concatenate(scores).astype(np.float64),
+        seed=int(model.recipe["seed"]),
+    )
 
 
 def _stored_points(folder: RunFolder) -> Mapping[str, Any] | None:
@@ -258,6 +264,7 @@ def _content(model: Any, opened: Opened, report: Any, folder: RunFolder, compari
         gallery_note="Drawn at random among each outcome; none picked by eye.",
         comparisons=comparisons,
         config=recipe.to_yaml(),
+        warnings=_unread(opened, report),
         hashes={
             "index": study.digest,
             "split": opened.data.split.digest if opened.data.split is not None else "none",
@@ -294,18 +301,21 @@ def _flow(study: Any, opened: Opened, model: Any, report: Any) -> list[Any]:
         Step("Found", counts["found"], left={**reasons["skipped"], **reasons["quarantined"]}),
         Step("Indexed", counts["indexed"], left={"copies, conflicts and containers": counts["indexed"] - len(served)}),
         Step("Usable", len(served), left={"outside the recipe's selection": len(served) - len(matching)}),
-        Step("Selected", len(matching), left={"in other sets": len(matching) - len(opened.data.rows[report.split])}),
-        Step(
-            f"In the {report.split} set",
-            len(opened.data.rows[report.split]),
-            left={"could not be read": len(opened.data.rows[report.split]) - len(report.predictions)},
-        ),
-        Step("Judged", len(report.predictions)),
+        Step("Selected", len(matching)),
     ]
     for step in steps:
         step.left = {k: v for k, v in step.left.items() if v}
         step.unit = "files"
     return steps
+
+
+def _unread(opened: Opened, report: Any) -> list[str]:
+    asked, judged = len(opened.data.rows[report.split]), len(report.predictions)
+    return (
+        [f"{asked - judged} of {asked} images of the {report.split} set could not be read and are not judged."]
+        if judged < asked
+        else []
+    )
 
 
 def _splits(opened: Opened, report: Any) -> list[Any]:
@@ -360,7 +370,7 @@ def _gallery(opened: Opened, report: Any) -> list[Any]:
                 float(report.finding(finding).point.threshold),
                 image.window.source if image.window is not None else "full range",
                 sample_id=sample[:8],
-            )  # fmt: skip
+            )
         )
     return pictures
 

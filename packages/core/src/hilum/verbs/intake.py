@@ -48,9 +48,20 @@ def index(
     if chosen is not None and labels is not None:
         raise HilumError("--dataset brings its own labels", fix="leave out --labels or --dataset")
     result = index_archive(
-        root, out, labels=labels, join=join, group=group, findings=finding, dataset=chosen, reports=reports, id_key=id_key,
-        workers=workers, headers_only=headers_only, exclude=exclude or (), max_quarantined=max_quarantined,
-    )  # fmt: skip
+        root,
+        out,
+        labels=labels,
+        join=join,
+        group=group,
+        findings=finding,
+        dataset=chosen,
+        reports=reports,
+        id_key=id_key,
+        workers=workers,
+        headers_only=headers_only,
+        exclude=exclude or (),
+        max_quarantined=max_quarantined,
+    )
     print(summary(result.counts))
     print(f"study: {result.study}")
     return result

@@ -1,4 +1,4 @@
-"""The evaluation transform as tensor operations alone, so that it can stand inside an exported graph.
+"""The evaluation transform as tensor operations alone, so that it can stand inside an exported graph; and the graph.
 
 Both reductions of hilum (area average to the cache's side, then the fit with its minification filter) are linear and
 separable: y = W_y x W_x^T, with W built from the image's height and width inside the graph. Positions are float64, as
@@ -7,18 +7,24 @@ in :mod:`hilum.augment.sampling`; only weights are float32.
 
 from __future__ import annotations
 
-from typing import Final
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from hilum.augment.laws import FIT_RATIO
 from hilum.augment.sampling import MAX_TAPS
+from hilum.core.errors import HilumError, MissingExtra
 from hilum.core.objective import Objective
 from hilum.core.types import Batch
 from hilum.verbs.deployed import Preprocessing
 
+OPSET: Final = 18
 INPUTS: Final = ("image", "window_centre", "window_width")
+ONE_FILE: Final = 1_800_000_000  # bytes of weights; protobuf ends at 2 GiB, larger weights go into a second file
 WHOLE: Final = 1e-9  # a number this little above a whole one is that whole one, as in sampling
 
 
@@ -120,13 +126,11 @@ class Axis:
         near = ((tap < taps).double() / taps).expand(-1, self.out).flatten()
         shares = (near * (1.0 - u + left), near * (u - left))
         edges = [self._covered((left + i) * block, border) for i in range(3)]
-        read = sum(
-            ((share / block).float()[:, None] * (after - before))
-            for share, before, after in zip(shares, edges[:-1], edges[1:], strict=True)
-        )
+        read = (shares[0] / block).float()[:, None] * (edges[1] - edges[0])
+        read = read + (shares[1] / block).float()[:, None] * (edges[2] - edges[1])
         if border == "border":
             read = read + self._folded(left, *shares, factor)
-        return read.unflatten(0, (MAX_TAPS, self.out)).sum(0)
+        return read.reshape(MAX_TAPS, self.out, -1).sum(0)
 
     def _covered(self, place: Tensor, border: str | float) -> Tensor:
         """(out, source) how much of each source pixel lies before ``place`` (out,), in edge coordinates; of the image
@@ -180,3 +184,67 @@ def background(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
     ordered = torch.sort(torch.where(there, ring, torch.full_like(ring, torch.inf)), dim=1).values
     middle = torch.stack([torch.div(count - 1, 2, rounding_mode="floor"), torch.div(count, 2, rounding_mode="floor")])
     return ordered[:, middle].mean(1).float()[:, None, None]
+
+
+def write_graph(objective: Objective, preprocessing: Preprocessing, path: Path, *, about: Mapping[str, str]) -> None:
+    """``path``: an ONNX file of :class:`ExportedModel` with dynamic N, H, W and ``about`` as its metadata.
+
+    Above 1.8 GB of weights they stand beside it in ``PATH.data``.
+    """
+    _needs("onnx", "onnxscript")
+    graph = ExportedModel(objective, preprocessing).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        program = torch.onnx.export(
+            _traced(graph), dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=["scores"], verbose=False,
+            dynamic_shapes=_shapes(),  # known already; gives the axes their names
+        )  # fmt: skip
+        assert program is not None
+        program.model.metadata_props.update(about)
+        weights = sum(p.numel() * p.element_size() for p in graph.parameters())
+        program.save(path, external_data=weights > ONE_FILE)
+
+
+def _traced(graph: ExportedModel) -> Any:
+    """Traced with free N, H and W: by running the Python once, or where that fixes a size, from its bytecode."""
+    example = (torch.zeros(2, 1, 53, 71), torch.zeros(2), torch.ones(2))
+    for strict in (False, True):
+        try:
+            return torch.export.export(graph, example, dynamic_shapes=_shapes(), strict=strict)
+        except Exception as error:  # the tracers raise kinds of their own for what they cannot follow
+            reason = error
+    raise HilumError(
+        f"this model cannot be written as an ONNX graph: {str(reason).strip().splitlines()[0]}",
+        where=type(graph.objective).__name__, fix="hilum export RUN --to safetensors",
+    ) from reason  # fmt: skip
+
+
+def _shapes() -> tuple[dict[int, Any], ...]:
+    batch, height, width = (
+        torch.export.Dim(name, min=low, max=65535) for name, low in (("batch", 1), ("height", 2), ("width", 2))
+    )
+    return {0: batch, 2: height, 3: width}, {0: batch}, {0: batch}
+
+
+def open_graph(path: Path) -> Any:
+    """An onnxruntime session on the CPU."""
+    _needs("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_graph(session: Any, image: Tensor, centre: Tensor, width: Tensor) -> Tensor:
+    """Scores (N, F) of images (N, 1, H, W) under windows (N,)."""
+    feed = zip(INPUTS, (image, centre, width), strict=True)
+    return torch.from_numpy(session.run(["scores"], {name: value.float().numpy() for name, value in feed})[0])
+
+
+def _needs(*packages: str) -> None:
+    import importlib.util
+
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, extra="export", wanted_by="hilum export --to onnx")

@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hilum.core.errors import HilumError
@@ -141,14 +140,16 @@ class Audit:
                     f"there is no earlier stage {name!r}", where="stages", fix=f"earlier stages: {', '.join(self.done)}"
                 )
             source = f"{self.done[name].path}#{part or 'encoder'}"
-        encoder = objective.exported().get("encoder")
+        encoder = getattr(
+            objective, "encoder", None
+        )  # not exported(): that is a merged copy where adapters are attached
         if encoder is None:
-            raise HilumError("this stage's objective exports no encoder to start", where="stages")
+            raise HilumError("this stage's objective has no encoder to start", where="stages")
         load_weights(encoder, source)
 
 
 def _freeze_all_but(objective: Any, globs: Sequence[str]) -> None:
-    matched = {glob: False for glob in globs}
+    matched = dict.fromkeys(globs, False)
     for name, parameter in objective.named_parameters():
         hits = [glob for glob in globs if fnmatch.fnmatchcase(name, glob)]
         for glob in hits:

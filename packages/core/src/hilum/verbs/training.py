@@ -97,9 +97,19 @@ def finetune(
         track: log to MLflow
     """
     return start(
-        recipe, data=data, out=out, sets=set or (), split=split, init=init, fraction=fraction, fold=fold, limit=limit,
-        dry_run=dry_run, track=track, verb="finetune",
-    )  # fmt: skip
+        recipe,
+        data=data,
+        out=out,
+        sets=set or (),
+        split=split,
+        init=init,
+        fraction=fraction,
+        fold=fold,
+        limit=limit,
+        dry_run=dry_run,
+        track=track,
+        verb="finetune",
+    )
 
 
 def resume(run: Path, *, epochs: float | None = None, track: bool = True) -> RunResult:
@@ -125,10 +135,21 @@ def _study_path(folder: RunFolder, told: str) -> Path:
 
 
 def start(
-    recipe: str, *, data: Path, out: Path | None, sets: Sequence[str], split: str, verb: str, init: str | None = None,
-    fraction: float = 1.0, fold: int | None = None, limit: int | None = None, dry_run: bool = False, track: bool = True,
+    recipe: str,
+    *,
+    data: Path,
+    out: Path | None,
+    sets: Sequence[str],
+    split: str,
+    verb: str,
+    init: str | None = None,
+    fraction: float = 1.0,
+    fold: int | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    track: bool = True,
     quiet: bool = False,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Check everything that can be checked before torch is imported, then train."""
     checked = load_recipe(recipe, sets=sets)
     if checked.get("verb", verb) != verb:
@@ -141,15 +162,22 @@ def start(
     folder = RunFolder(Path(out) if out else study_path / "runs" / checked.name.replace("/", "-"))
     if folder.config.is_file() and not dry_run and _rank() == 0:
         raise HilumError(
-            "this run folder is taken", where=str(folder.path),
+            "this run folder is taken",
+            where=str(folder.path),
             fix=f"hilum resume {folder.path}   to go on with it, or choose another --out",
-        )  # fmt: skip
+        )
     plan = {
-        "study": os.path.relpath(study_path.resolve(), folder.path.resolve()) if not _foreign(study_path, folder.path) else str(study_path.resolve()),
-        "split": split, "fraction": float(fraction), "name": folder.path.name, "hilum": importlib.metadata.version("hilum"),
-        **({"init": init} if init else {}), **({"rows": {"limit": limit}} if limit else {}),
+        "study": os.path.relpath(study_path.resolve(), folder.path.resolve())
+        if not _foreign(study_path, folder.path)
+        else str(study_path.resolve()),
+        "split": split,
+        "fraction": float(fraction),
+        "name": folder.path.name,
+        "hilum": importlib.metadata.version("hilum"),
+        **({"init": init} if init else {}),
+        **({"rows": {"limit": limit}} if limit else {}),
         **({"fold": fold} if fold is not None else {}),
-    }  # fmt: skip
+    }
     return train(
         checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet
     )
@@ -165,12 +193,18 @@ def _rank() -> int:
 
 
 def train(
-    recipe: Recipe, *, folder: RunFolder, study_path: Path, resuming: bool = False, dry_run: bool = False, track: bool = True,
+    recipe: Recipe,
+    *,
+    folder: RunFolder,
+    study_path: Path,
+    resuming: bool = False,
+    dry_run: bool = False,
+    track: bool = True,
     quiet: bool = False,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Run a checked recipe in ``folder``: its stages one after the other, or itself."""
-    from hilum.verbs import staging
     from hilum.data.study import Study
+    from hilum.verbs import staging
 
     study = Study(study_path)
     with ExitStack() as stack:
@@ -182,9 +216,17 @@ def train(
 
 
 def run_one(
-    recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool = False, dry_run: bool = False, track: bool = True,
-    quiet: bool = False, before: Any = None, stage: Mapping[str, int] | None = None,
-) -> RunResult:  # fmt: skip
+    recipe: Recipe,
+    *,
+    folder: RunFolder,
+    study: Any,
+    resuming: bool = False,
+    dry_run: bool = False,
+    track: bool = True,
+    quiet: bool = False,
+    before: Any = None,
+    stage: Mapping[str, int] | None = None,
+) -> RunResult:
     """One objective on one study. ``before(objective)`` may load states and freeze parameters."""
     import torch
 
@@ -213,7 +255,7 @@ def run_one(
     if not resuming:
         recipe = assembly.resolve(recipe, data, devices=devices)
     recipe = recipe.with_(
-        {"run": {"index_digest": study.digest, "split_digest": data.split.digest, "threads": torch.get_num_threads()}}
+        {"run": {"index_digest": study.digest, "split_digest": data.split_digest, "threads": torch.get_num_threads()}}
     )
     objective, reports = assembly.build_objective(
         recipe, data.labels, init=_starts(recipe, plan.get("init"), resuming=resuming)
@@ -246,9 +288,13 @@ def run_one(
     if _rank() == 0:
         _write_facts(folder, recipe, data)
     tracker = Tracker.open(
-        study=study.path, run_dir=folder.path, experiment=recipe.name, run_name=folder.path.name,
-        resumed_from=loop.position.step if resuming else None, enabled=track and _rank() == 0,
-    )  # fmt: skip
+        study=study.path,
+        run_dir=folder.path,
+        experiment=recipe.name,
+        run_name=folder.path.name,
+        resumed_from=loop.position.step if resuming else None,
+        enabled=track and _rank() == 0,
+    )
     every = int(recipe["engine"]["validate_epochs"])
     loop.hooks += [hooks.Tracking(tracker), hooks.Validation(lambda: feed.loader("val"), every=every, tracker=tracker)]
     if recipe.get("probes"):
@@ -263,7 +309,7 @@ def run_one(
     began = time.time()
     with stack, tracker:
         _log_start(tracker, folder, recipe, data)
-        fit(loop, devices=devices, strategy=_strategy(recipe, devices), precision=recipe["precision"])
+        fit(loop, devices=devices, strategy=assembly.strategy_of(recipe, devices), precision=recipe["precision"])
         if loop.stop_signal is not None:
             tracker.close("KILLED")
         elif _rank() == 0:
@@ -296,13 +342,6 @@ def _devices(recipe: Recipe) -> int:
     return told
 
 
-def _strategy(recipe: Recipe, devices: int) -> str:
-    told = str(recipe["engine"]["strategy"])
-    if told not in ("auto", "ddp", "fsdp2"):
-        raise HilumError(f"unknown strategy {told!r}", where=recipe.where("engine.strategy"), fix="auto, ddp or fsdp2")
-    return ("ddp" if devices > 1 else "auto") if told == "auto" else told
-
-
 def _starts(recipe: Recipe, init: str | None, *, resuming: bool) -> dict[str, str]:
     """Start of every encoder: the verb's --init for the first, the recipe's for the rest; nothing on resume."""
     names = list(recipe.get("encoders", {}))
@@ -316,13 +355,14 @@ def _same_data(recipe: Recipe, data: Any) -> None:
     told = recipe["run"]
     for key, now, what in (
         ("index_digest", data.study.digest, "the index"),
-        ("split_digest", data.split.digest, "the split"),
+        ("split_digest", data.split_digest, "the split"),
     ):
         if key in told and told[key] != now:
             raise HilumError(
-                f"{what} changed since this run started", where=recipe.where(f"run.{key}"),
+                f"{what} changed since this run started",
+                where=recipe.where(f"run.{key}"),
                 fix="restore the study as it was, or start a new run",
-            )  # fmt: skip
+            )
 
 
 def _warn_other_machine(loop: Any) -> None:
@@ -358,33 +398,41 @@ def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> Non
         spec = getattr(module, "spec", None)
         config = recipe.get("encoders", {}).get("image" if name == "encoder" else name.removesuffix("_encoder"), {})
         save_exported(
-            folder.path / "exported", name, module,
+            folder.path / "exported",
+            name,
+            module,
             card={
                 "registry_id": config.get("name", recipe["objective"]["name"]),
                 "kwargs": {k: v for k, v in config.items() if k not in ("name", "init")},
                 "view": dict(recipe["views"].get("image", {})),
-                "normalise": [list(v) for v in normalisation(recipe).get("image", ((), ()))],
+                **dict(zip(("mean", "std"), map(list, normalisation(recipe).get("image", ((), ()))), strict=True)),
                 "value_range": [0.0, 1.0],
                 "licence": getattr(spec, "licence", "Apache-2.0"),
                 "index_digest": data.study.digest,
-                "split_digest": data.split.digest,
+                "split_digest": data.split_digest,
                 "recipe": recipe.name,
             },
-        )  # fmt: skip
+        )
 
 
 def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
     tracker.log_params({k: v for k, v in recipe.data.items() if k not in ("run", "where")} | {"where": recipe["where"]})
-    tracker.set_tags({
-        "hilum.recipe": recipe.name, "hilum.config_sha256": recipe.sha256, "hilum.index_digest": data.study.digest,
-        "hilum.split_digest": data.split.digest, "hilum.seed": str(recipe["seed"]), "hilum.stage": str(recipe.get("verb")),
-        "hilum.fraction": str(recipe["run"].get("fraction", 1.0)),
-    })  # fmt: skip
+    tracker.set_tags(
+        {
+            "hilum.recipe": recipe.name,
+            "hilum.config_sha256": recipe.sha256,
+            "hilum.index_digest": data.study.digest,
+            "hilum.split_digest": data.split_digest,
+            "hilum.seed": str(recipe["seed"]),
+            "hilum.stage": str(recipe.get("verb")),
+            "hilum.fraction": str(recipe["run"].get("fraction", 1.0)),
+        }
+    )
     tracker.log_artifact(folder.config, "config")
     for name, rows in data.rows.items():
         tracker.log_dataset(
             f"{data.study.about.get('name', 'study')}-{name}",
-            digest=data.split.digest[:32],
+            digest=data.split_digest[:32],
             context=name,
             counts={"images": len(rows)},
         )

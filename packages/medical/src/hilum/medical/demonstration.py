@@ -31,8 +31,16 @@ SCALES = {
 
 
 def simulate(
-    out: Path, *, patients: int = 240, seed: int = 0, size: int = 256, workers: int = 2, broken: int = 0, copies: int = 0, masks: bool = False
-) -> Any:  # fmt: skip
+    out: Path,
+    *,
+    patients: int = 240,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 2,
+    broken: int = 0,
+    copies: int = 0,
+    masks: bool = False,
+) -> Any:
     """Write an archive of simulated chest radiographs as DICOM, with labels and reports.
 
     Args:
@@ -102,9 +110,14 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
             run = study / "runs" / f"{name}-{round(100 * fraction):03d}"
             with budget.part(f"fine-tune {run.name}"):
                 start(
-                    "medical/demo-cxr-finetune", out=run, verb="finetune", init=init, fraction=fraction,
-                    sets=[f"schedule.epochs={epochs}", f"seed={seed}"], **common,  # type: ignore[arg-type]
-                )  # fmt: skip
+                    "medical/demo-cxr-finetune",
+                    out=run,
+                    verb="finetune",
+                    init=init,
+                    fraction=fraction,
+                    sets=[f"schedule.epochs={epochs}", f"seed={seed}"],
+                    **common,  # type: ignore[arg-type]
+                )
             with budget.part("evaluate"):
                 other = [study / "runs" / f"scratch-{round(100 * fraction):03d}"] if name == "mae" else None
                 reports[name, fraction] = evaluate(run, split="test", against=other)

@@ -7,7 +7,6 @@ false-discovery control runs over all findings at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +71,7 @@ def init_study(
                 "fold": fold,
             }
             base = root / name / (f"fold{fold}" if fold is not None else "whole")
-            rate, first = _choose_rate(base, lr or [None], sets=set or [], **common)  # type: ignore[list-item]
+            rate, first = _choose_rate(base, lr or [None], sets=set or [], **common)
             chosen[name].append(rate if rate is not None else float("nan"))
             for seed in range(seeds):
                 folder = first if seed == 0 else _run(base / f"seed{seed}", rate, seed, sets=set or [], **common)
@@ -110,9 +109,18 @@ def _choose_rate(base: Path, rates: Sequence[float | None], **common: Any) -> tu
 
 
 def _run(
-    folder: Path, rate: float | None, seed: int, *, study: Path, recipe: str, init: str, fraction: float, split: str, fold: int | None,
+    folder: Path,
+    rate: float | None,
+    seed: int,
+    *,
+    study: Path,
+    recipe: str,
+    init: str,
+    fraction: float,
+    split: str,
+    fold: int | None,
     sets: Sequence[str],
-) -> Path:  # fmt: skip
+) -> Path:
     """One training, or what is left of it: finished runs are kept, interrupted ones resumed."""
     from hilum.verbs.folder import RunFolder
     from hilum.verbs.training import resume, start
@@ -125,9 +133,18 @@ def _run(
         return folder
     own = [*sets, f"seed={seed}", *([f"optim.lr={rate}"] if rate is not None else [])]
     start(
-        recipe, data=study, out=folder, sets=own, split=split, verb="finetune", init=init, fraction=fraction, fold=fold,
-        track=False, quiet=True,
-    )  # fmt: skip
+        recipe,
+        data=study,
+        out=folder,
+        sets=own,
+        split=split,
+        verb="finetune",
+        init=init,
+        fraction=fraction,
+        fold=fold,
+        track=False,
+        quiet=True,
+    )
     print(f"{folder.parent.parent.name} {folder.parent.name} {folder.name}: validation {run.facts.get('best')}")
     return folder
 

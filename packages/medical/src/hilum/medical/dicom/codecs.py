@@ -87,19 +87,13 @@ def installed(syntax: str) -> tuple[tuple[Codec, str], ...]:
     return found
 
 
-def inventory() -> list[dict[str, Any]]:
-    """One line a compressed syntax: the codec that would decode it, or what to install."""
-    lines = []
+def inventory() -> dict[str, str]:
+    """Name of each compressed syntax -> the codec that would decode it, or what to install."""
+    lines = {}
     for syntax, order in ORDER.items():
-        first = next((c for c in order if c.version is not None), None)
-        line = {"transfer_syntax": syntax, "name": str(uid.UID(syntax).name), "codec": first and first.name}
-        lines.append(
-            {
-                **line,
-                "version": first and first.version,
-                "install": None if first else f"pip install {order[0].package}",
-            }
-        )
+        first = next((codec for codec in order if codec.version is not None), None)
+        name = str(uid.UID(syntax).name) if syntax in uid.UID_dictionary else f"JPEG XL ({syntax})"
+        lines[name] = f"{first.name} {first.version}" if first else f"missing: pip install {order[0].package}"
     return lines
 
 

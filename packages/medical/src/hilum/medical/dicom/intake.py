@@ -84,8 +84,8 @@ class DicomIntake:
             }
         ]
 
-    def codecs(self) -> list[dict[str, Any]]:
-        """For the doctor: which compressed syntaxes can be read here."""
+    def codecs(self) -> dict[str, str]:
+        """For the doctor: compressed syntaxes, and what reads them here."""
         return inventory()
 
     def _row(self, path: Path, limits: Limits, *, pixels: bool) -> IndexRow:

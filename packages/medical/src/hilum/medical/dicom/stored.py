@@ -244,5 +244,7 @@ def significant(values: Array, layout: Layout) -> Array:
             raise Rejected("inconsistent_attributes", "HighBit says that values lie where they do not")
         words = words >> shift
     lift = full - layout.stored
-    kept: Array = (words << lift).view(layout.dtype) >> lift  # an arithmetic shift where the dtype is signed
-    return kept
+    if not lift:
+        return words.view(layout.dtype)
+    kept = (words << lift).view(layout.dtype)
+    return np.right_shift(kept, lift, out=kept)  # an arithmetic shift where the dtype is signed

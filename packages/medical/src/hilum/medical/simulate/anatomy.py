@@ -57,7 +57,8 @@ class Chest:
     @cached_property
     def origin(self) -> tuple[float, float, float]:
         """Voxel coordinates of the middle of the lungs' bounding box."""
-        return tuple((a.min() + a.max()) / 2 for a in np.nonzero(self.both_lungs))  # type: ignore[return-value]
+        y, z, x = (float(a.min() + a.max()) / 2 for a in np.nonzero(self.both_lungs))
+        return y, z, x
 
     @cached_property
     def axes_mm(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
@@ -72,7 +73,12 @@ class Chest:
     def heart_mm(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Centre and half-extent (y, z, x) of the heart."""
         low, high = (
-            np.array([np.quantile(axis.ravel()[i], q) for axis, i in zip(self.axes_mm, np.nonzero(self.mask(["heart"])), strict=True)])
+            np.array(
+                [
+                    np.quantile(axis.ravel()[i], q)
+                    for axis, i in zip(self.axes_mm, np.nonzero(self.mask(["heart"])), strict=True)
+                ]
+            )
             for q in (0.01, 0.99)
         )
         return (low + high) / 2, (high - low) / 2
@@ -87,7 +93,8 @@ class Chest:
 def density_of(hu: NDArray[np.float32]) -> Volume:
     """Attenuation relative to water. Bone counts more than its HU says: at the 60 to 70 keV of a chest tube calcium
     attenuates about 1.6 times as much, relative to water, as in CT."""
-    return np.clip(1 + hu / 1000, 0, None) + 0.6 * np.clip(hu - 150, 0, None) / 1000
+    density = np.clip(1 + hu / 1000, 0, None) + 0.6 * np.clip(hu - 150, 0, None) / 1000
+    return density.astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -98,7 +105,9 @@ def load_chest(path: Path = FILE) -> Chest:
             arrays = {name: file[name] for name in ("code", "group", "depth", "spacing_mm", "groups")}
     except (OSError, KeyError, ValueError) as error:
         raise HilumError(
-            f"the simulator's chest cannot be read: {error}", where=str(path.name), fix="python tools/make_simulator_volume.py"
+            f"the simulator's chest cannot be read: {error}",
+            where=str(path.name),
+            fix="python tools/make_simulator_volume.py",
         ) from error
     density = density_of(10 * arrays["code"].astype(np.float32) - 1024)
     for array in (density, arrays["group"], arrays["depth"]):

@@ -55,7 +55,9 @@ def draw_exposure(rng: np.random.Generator) -> Exposure:
 def _stamp(image: Plane, exposure: Exposure) -> None:
     """A lead letter in the upper corner of its own side; the patient's right is on the left of the picture."""
     scale = max(1, round(min(image.shape) / 160))
-    letter = np.kron(np.array([[c == "1" for c in row] for row in MARKERS[exposure.marker]]), np.ones((scale, scale), bool))
+    letter = np.kron(
+        np.array([[c == "1" for c in row] for row in MARKERS[exposure.marker]]), np.ones((scale, scale), bool)
+    )
     top = int(exposure.marker_at[0] * image.shape[0])
     left = int(exposure.marker_at[1] * image.shape[1])
     if exposure.marker == "L":
@@ -82,8 +84,8 @@ def develop(water_mm: Plane, exposure: Exposure, *, pixel_mm: float) -> Plane:
     image = (image**exposure.gamma).astype(np.float32)
     if exposure.marker:
         _stamp(image, exposure)
-    top, bottom, left, right = (round(m * n) for m, n in zip(exposure.collimator, (*[image.shape[0]] * 2, *[image.shape[1]] * 2), strict=True))
-    shade = np.zeros_like(image)
-    inner = np.s_[top : image.shape[0] - bottom, left : image.shape[1] - right]
-    shade[inner] = image[inner]
+    (rows, columns), hidden = image.shape, exposure.collimator
+    top, bottom, left, right = (round(m * n) for m, n in zip(hidden, (rows, rows, columns, columns), strict=True))
+    shade: Plane = np.zeros_like(image)
+    shade[top : rows - bottom, left : columns - right] = image[top : rows - bottom, left : columns - right]
     return shade

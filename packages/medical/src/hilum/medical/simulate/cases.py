@@ -74,8 +74,8 @@ def has(seed: int, number: int, name: str, prevalence: float) -> bool:
 def _shape(rng: np.random.Generator) -> Shape:
     frequency = sum(np.meshgrid(np.arange(3), np.arange(4), np.arange(4), indexing="ij"))
     waves = rng.normal(size=(2, 3, 4, 4)) * 9.0 / (1 + frequency)
-    size = rng.normal(0, 0.045)  # tall people are wide too
-    return Shape((float(np.exp(rng.normal(0, 0.12))), *(float(np.exp(size + rng.normal(0, 0.04))) for _ in "zx")), waves)  # type: ignore[arg-type]
+    thick, size, high, wide = (float(v) for v in rng.normal(0, (0.12, 0.045, 0.04, 0.04)))
+    return Shape((float(np.exp(thick)), float(np.exp(size + high)), float(np.exp(size + wide))), waves)
 
 
 def _pose(rng: np.random.Generator) -> Pose:
@@ -88,7 +88,9 @@ def _pose(rng: np.random.Generator) -> Pose:
     return Pose("AP" if ap else "PA", yaw, lean, roll, shift, breath, source)  # type: ignore[arg-type]
 
 
-def draw_patient(seed: int, number: int, chest: Chest, *, prevalence: Mapping[str, float], images: tuple[int, int]) -> Patient:
+def draw_patient(
+    seed: int, number: int, chest: Chest, *, prevalence: Mapping[str, float], images: tuple[int, int]
+) -> Patient:
     """Patient ``number`` of the cohort ``seed``; the same whatever the cohort's size."""
     rng = generator(seed, "patient", number, "habitus")
     shape = _shape(rng)
@@ -100,7 +102,8 @@ def draw_patient(seed: int, number: int, chest: Chest, *, prevalence: Mapping[st
     vendor = VENDORS[int(generator(seed, "patient", number, "vendor").integers(len(VENDORS)))]
 
     drawn = {
-        name: draw_finding(name, chest, generator(seed, "patient", number, name), salt=f"{seed}/{number}") for name in FINDINGS
+        name: draw_finding(name, chest, generator(seed, "patient", number, name), salt=f"{seed}/{number}")
+        for name in FINDINGS
     }
     present = {name: has(seed, number, name, prevalence[name]) for name in FINDINGS}
     course = generator(seed, "patient", number, "course")
@@ -110,12 +113,16 @@ def draw_patient(seed: int, number: int, chest: Chest, *, prevalence: Mapping[st
     while made < total:
         if studies:
             present = {
-                name: bool(course.random() < prevalence[name]) if name not in LASTING and course.random() < 0.25 else now
+                name: bool(course.random() < prevalence[name])
+                if name not in LASTING and course.random() < 0.25
+                else now
                 for name, now in present.items()
             }
         count = min(total - made, 2 if course.random() < 0.25 else 1)
         findings = {
-            name: replace(drawn[name], size_mm=drawn[name].size_mm * float(course.uniform(0.9, 1.1))) for name in FINDINGS if present[name]
+            name: replace(drawn[name], size_mm=drawn[name].size_mm * float(course.uniform(0.9, 1.1)))
+            for name in FINDINGS
+            if present[name]
         }
         growth = 1 + findings["cardiomegaly"].size_mm / 100 if "cardiomegaly" in findings else 1.0
         exposures = []
@@ -133,7 +140,9 @@ def grain(chest: Chest, rng: np.random.Generator) -> NDArray[np.float32]:
     noise = np.zeros((layers, *plane), np.float32)
     for sigma_mm, weight in ((3.0, 1.0), (9.0, 0.8)):
         white = rng.standard_normal((layers, *plane), dtype=np.float32)
-        smooth = ndimage.gaussian_filter(white, [0, *(sigma_mm / s for s in chest.spacing_mm[1:])], mode="nearest", truncate=2.5)
+        smooth = ndimage.gaussian_filter(
+            white, [0, *(sigma_mm / s for s in chest.spacing_mm[1:])], mode="nearest", truncate=2.5
+        )
         noise += weight * smooth / smooth.std()
     return np.repeat(noise / noise.std(), -(-planes // layers), axis=0)[:planes]
 

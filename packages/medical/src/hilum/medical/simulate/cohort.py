@@ -49,7 +49,13 @@ class Cohort:
     masks: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        names = {"dicom": "dicom", "labels": "labels.csv", "reports": "reports.csv", "images": "images.csv", "masks": "masks"}
+        names = {
+            "dicom": "dicom",
+            "labels": "labels.csv",
+            "reports": "reports.csv",
+            "images": "images.csv",
+            "masks": "masks",
+        }
         for attribute, name in names.items():
             object.__setattr__(self, attribute, self.root / name)
 
@@ -66,10 +72,20 @@ class Settings:
     masks: bool
 
 
-def _masks(chest: Chest, found: Mapping[str, NDArray[np.bool_]], look: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> dict[str, NDArray[np.uint8]]:
+def _masks(
+    chest: Chest, found: Mapping[str, NDArray[np.bool_]], look: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> dict[str, NDArray[np.uint8]]:
     """Projected outlines (H, W) of lungs, heart and findings."""
-    volumes = {"right lung": chest.lung["right"], "left lung": chest.lung["left"], "heart": chest.mask(["heart"]), **found}
-    return {name.replace(" ", "_"): (look(volume.astype(np.float32)) > SEEN_MM).astype(np.uint8) for name, volume in volumes.items()}
+    volumes = {
+        "right lung": chest.lung["right"],
+        "left lung": chest.lung["left"],
+        "heart": chest.mask(["heart"]),
+        **found,
+    }
+    return {
+        name.replace(" ", "_"): (look(volume.astype(np.float32)) > SEEN_MM).astype(np.uint8)
+        for name, volume in volumes.items()
+    }
 
 
 def simulate_patient(number: int, settings: Settings) -> list[Row]:
@@ -94,11 +110,15 @@ def simulate_patient(number: int, settings: Settings) -> list[Row]:
         density, found = insert(own, chest, study.findings)
         shape = patient.shape_at(study)
         views = [image.pose.view for image in study.images]
-        text = write_report(study.findings, generator(settings.seed, "patient", number, "report", study.number), views=views)
+        text = write_report(
+            study.findings, generator(settings.seed, "patient", number, "report", study.number), views=views
+        )
         for image in study.images:
             positions = sampling(chest, shape, image.pose, size, pixel)
             look = partial(project, positions=positions, size=size, step_mm=chest.spacing_mm[0] * shape.scale[0])
-            data = to_dataset(develop(look(density), image.exposure, pixel_mm=pixel), patient, study, image, size=settings.size)
+            data = to_dataset(
+                develop(look(density), image.exposure, pixel_mm=pixel), patient, study, image, size=settings.size
+            )
             study_uid, _, sop_uid = identifiers(patient, study, image)
             path = Path(patient.patient_id, f"S{study.number + 1}", f"I{image.number + 1}{vendor.suffix}")
             (settings.root / "dicom" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +134,9 @@ def simulate_patient(number: int, settings: Settings) -> list[Row]:
                     "vendor": vendor.name,
                     "view": image.pose.view,
                     "heart": round(shape.heart, 3),
-                    "findings": json.dumps({name: _plain(asdict(f)) for name, f in study.findings.items()}, sort_keys=True),
+                    "findings": json.dumps(
+                        {name: _plain(asdict(f)) for name, f in study.findings.items()}, sort_keys=True
+                    ),
                     "labels": {name: int(name in study.findings) for name in FINDINGS},
                     "report": text,
                 }
@@ -124,7 +146,8 @@ def simulate_patient(number: int, settings: Settings) -> list[Row]:
 
 
 def _plain(finding: Mapping[str, Any]) -> Row:
-    return {key: finding[key] for key in ("side", "lobe", "size_mm", "strength") if finding[key]}
+    plain = {key: finding[key] for key in ("side", "lobe", "size_mm", "strength") if finding[key]}
+    return {**plain, "count": len(finding["centres_mm"])} if finding["name"] == "nodule" else plain
 
 
 def _patients(numbers: Sequence[int], settings: Settings, workers: int) -> Iterator[list[Row]]:
@@ -140,7 +163,9 @@ def _patients(numbers: Sequence[int], settings: Settings, workers: int) -> Itera
             for task in as_completed(tasks):
                 yield task.result()
         except BrokenProcessPool as error:
-            raise HilumError("a simulating process died", fix="run again with fewer workers; memory may be short") from error
+            raise HilumError(
+                "a simulating process died", fix="run again with fewer workers; memory may be short"
+            ) from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -153,16 +178,22 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
         writer.writerows(rows)
 
 
-def _check(out: Path, patients: int, size: int, images: tuple[int, int], prevalence: Mapping[str, float]) -> dict[str, float]:
+def _check(
+    out: Path, patients: int, size: int, images: tuple[int, int], prevalence: Mapping[str, float]
+) -> dict[str, float]:
     for name, value in prevalence.items():
         if name not in FINDINGS:
-            raise HilumError(f"the simulator knows no finding {name!r}", where="prevalence", fix=nearest(name, FINDINGS) or f"one of {', '.join(FINDINGS)}")
+            raise HilumError(
+                f"the simulator knows no finding {name!r}",
+                where="prevalence",
+                fix=nearest(name, FINDINGS) or f"one of {', '.join(FINDINGS)}",
+            )
         if not 0 <= value <= 1:
             raise HilumError(f"prevalence of {name} is {value}", where="prevalence", fix="a number from 0 to 1")
-    if patients < 1 or not 32 <= size <= 1024 or not 1 <= images[0] <= images[1]:
+    if patients < 1 or not 40 <= size <= 1024 or not 1 <= images[0] <= images[1]:
         raise HilumError(
             f"cannot simulate {patients} patients of {images[0]} to {images[1]} images at {size} pixels",
-            fix="patients >= 1, size 32 to 1024, images_per_patient (fewest >= 1, most)",
+            fix="patients >= 1, size 40 to 1024, images_per_patient (fewest >= 1, most)",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise HilumError("the folder for the simulated cohort is not empty", where=str(out), fix="name a new folder")
@@ -198,7 +229,9 @@ def simulate_cohort(
     from .damage import KINDS, copy_near, damage
 
     root, start = Path(out), time.perf_counter()
-    settings = Settings(root, seed, size, images_per_patient, _check(root, patients, size, images_per_patient, prevalence), masks)
+    settings = Settings(
+        root, seed, size, images_per_patient, _check(root, patients, size, images_per_patient, prevalence), masks
+    )
     for folder in ("dicom", *(["masks"] if masks else [])):
         (root / folder).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -206,9 +239,9 @@ def simulate_cohort(
         rows += part
         if progress:
             rate = len(rows) / (time.perf_counter() - start)
-            print(f"\rsimulated {done}/{patients} patients, {len(rows)} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
-    if progress:
-        print(file=sys.stderr)
+            ending = "\n" if done == patients else ""
+            sys.stderr.write(f"\rsimulated {done}/{patients} patients, {len(rows)} images, {rate:.1f} images/s{ending}")
+            sys.stderr.flush()
     rows.sort(key=lambda row: row["path"])
     count, chosen = len(rows), generator(seed, "damage", "sources")
 
@@ -221,12 +254,23 @@ def simulate_cohort(
     for number in range(copies):
         original = rows[int(chosen.integers(count))]
         target = f"SIMCOPY{number:05d}/S1/I1.dcm"
-        study, sop, patient = copy_near(root / "dicom" / original["path"], root / "dicom" / target, seed=seed, number=number)
-        rows.append({**original, "path": target, "study_instance_uid": study, "sop_instance_uid": sop, "patient_id": patient})
+        study, sop, patient = copy_near(
+            root / "dicom" / original["path"], root / "dicom" / target, seed=seed, number=number
+        )
+        rows.append(
+            {**original, "path": target, "study_instance_uid": study, "sop_instance_uid": sop, "patient_id": patient}
+        )
         copied.append((target, original["path"]))
 
     cohort = Cohort(
-        root, patients, len({row["study_instance_uid"] for row in rows}), len(rows), FINDINGS, tuple(damaged), tuple(copied), time.perf_counter() - start
+        root,
+        patients,
+        len({row["study_instance_uid"] for row in rows}),
+        len(rows),
+        FINDINGS,
+        tuple(damaged),
+        tuple(copied),
+        time.perf_counter() - start,
     )
     _write(cohort.labels, ["sop_instance_uid", *FINDINGS], (_label_row(row, seed, uncertain, missing) for row in rows))
     reports = {row["study_instance_uid"]: row["report"] for row in rows}
@@ -239,5 +283,7 @@ def simulate_cohort(
 def _label_row(row: Row, seed: int, uncertain: float, missing: float) -> list[object]:
     luck = generator(seed, "labels", row["sop_instance_uid"]).random(len(FINDINGS))
     known = row["labels"].values()
-    entries = ["" if u < missing else -1 if u < missing + uncertain else label for label, u in zip(known, luck, strict=True)]
+    entries = [
+        "" if u < missing else -1 if u < missing + uncertain else label for label, u in zip(known, luck, strict=True)
+    ]
     return [row["sop_instance_uid"], *entries]

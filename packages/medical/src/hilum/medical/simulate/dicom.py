@@ -25,7 +25,9 @@ def identifiers(patient: Patient, study: Study, image: Image) -> tuple[str, str,
     return uid(*stem, "study"), uid(*stem, "series", image.number), uid(*stem, "image", image.number)
 
 
-def to_dataset(brightness: NDArray[np.float32], patient: Patient, study: Study, image: Image, *, size: int) -> FileDataset:
+def to_dataset(
+    brightness: NDArray[np.float32], patient: Patient, study: Study, image: Image, *, size: int
+) -> FileDataset:
     """The file of one exposure; ``brightness`` (H, W) in [0, 1] at the vendor's own matrix of nominal ``size``."""
     from pydicom.dataset import FileDataset, FileMetaDataset
 

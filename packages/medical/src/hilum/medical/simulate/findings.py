@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from .anatomy import LUNGS, Chest, Mask, Volume
 from .chance import generator
+from .projection import linear
 
 FINDINGS = ("nodule", "effusion", "cardiomegaly", "pneumothorax", "consolidation")
-PREVALENCE: Mapping[str, float] = {name: 0.3 for name in FINDINGS}
+PREVALENCE: Mapping[str, float] = dict.fromkeys(FINDINGS, 0.3)
 Point = tuple[float, float, float]
 SIDES = ("right", "left")
 FLUID = 1.03
@@ -28,8 +29,8 @@ FLUID = 1.03
 class Finding:
     """``size_mm``: diameter (nodule, consolidation), height of the fluid, width of the air at the apex; for
     cardiomegaly the heart's linear growth in percent. ``strength``: density reached, 1 = water (for a pneumothorax:
-    how sharp the lung's edge stands out). ``centres_mm`` (y, z, x) of each nodule or of the consolidation. ``salt`` keys
-    its texture."""
+    how sharp the lung's edge stands out). ``centres_mm`` (y, z, x) of each nodule or of the consolidation. ``salt``
+    keys its texture."""
 
     name: str
     side: str = ""
@@ -60,34 +61,50 @@ def draw_finding(name: str, chest: Chest, rng: np.random.Generator, *, salt: str
     if name == "nodule":
         diameter, count = float(rng.uniform(20, 38)), int(rng.integers(1, 5))
         where = chest.lung[side] & (chest.window[side] > 0.45) & (chest.depth_mm > 0.3 * diameter)
-        return Finding(name, side, "", diameter, float(rng.uniform(1.1, 2.1)), _place(chest, where, rng, count=count), salt)
+        return Finding(
+            name, side, "", diameter, float(rng.uniform(1.1, 2.1)), _place(chest, where, rng, count=count), salt
+        )
     if name == "consolidation":
         lobe = str(rng.choice(LUNGS[side]))
         where = chest.mask([lobe]) & (chest.window[side] > 0.4)
-        return Finding(name, side, lobe, float(rng.uniform(75, 125)), float(rng.uniform(0.75, 1.0)), _place(chest, where, rng), salt)
+        return Finding(
+            name,
+            side,
+            lobe,
+            float(rng.uniform(75, 125)),
+            float(rng.uniform(0.75, 1.0)),
+            _place(chest, where, rng),
+            salt,
+        )
     if name == "effusion":
         return Finding(name, side, "", float(rng.uniform(40, 105)), FLUID, salt=salt)
     if name == "pneumothorax":
-        return Finding(name, side, "", float(rng.uniform(32, 68)), float(rng.uniform(0.4, 0.7)), salt=salt)
+        return Finding(name, side, "", float(rng.uniform(26, 62)), float(rng.uniform(0.4, 0.7)), salt=salt)
     return Finding(name, size_mm=float(rng.uniform(26, 52)), salt=salt)
 
 
 def _reach(chest: Chest, finding: Finding) -> NDArray[np.float32]:
     """Distance in mm of every voxel from the finding's nearest centre."""
-    squared = (sum((axis - c) ** 2 for axis, c in zip(chest.axes_mm, centre, strict=True)) for centre in finding.centres_mm)
-    return np.sqrt(np.minimum.reduce(list(squared))).astype(np.float32)
+    nearest = np.full(chest.density.shape, np.inf, np.float32)
+    for centre in finding.centres_mm:
+        dy, dz, dx = (axis - c for axis, c in zip(chest.axes_mm, centre, strict=True))
+        np.minimum(nearest, dy**2 + dz**2 + dx**2, out=nearest)
+    return np.sqrt(nearest)
 
 
 def _roughness(chest: Chest, finding: Finding, scale_mm: float) -> NDArray[np.float32]:
     """Smooth noise of unit variance over the volume, drawn on a grid of ``scale_mm``."""
-    counts = [max(2, int(np.ceil(n * s / scale_mm)) + 1) for n, s in zip(chest.density.shape, chest.spacing_mm, strict=True)]
+    counts = [
+        max(2, int(np.ceil(n * s / scale_mm)) + 1) for n, s in zip(chest.density.shape, chest.spacing_mm, strict=True)
+    ]
     coarse = generator(finding.salt, finding.name, "roughness").standard_normal(counts, dtype=np.float32)
-    zoom = [n / c for n, c in zip(chest.density.shape, counts, strict=True)]
-    noise: NDArray[np.float32] = ndimage.zoom(coarse, zoom, order=1, grid_mode=True, mode="nearest")
-    return noise / noise.std()
+    noise = coarse
+    for axis, count in enumerate(chest.density.shape):
+        noise = np.moveaxis(np.tensordot(linear(counts[axis], count), noise, (1, axis)), 0, axis)
+    return np.asarray(noise / noise.std(), np.float32)
 
 
-def _blend(density: Volume, weight: NDArray[np.float32], target: NDArray[np.float32] | float) -> None:
+def _blend(density: Volume, weight: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]] | float) -> None:
     density += weight * (target - density)
 
 
@@ -127,7 +144,7 @@ def _pneumothorax(density: Volume, chest: Chest, finding: Finding) -> Mask:
     density[rest] *= 1 + 0.7 * air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
     density[air] = 0.002
     density[lung & (np.abs(edge) <= 1.5)] += finding.strength  # visceral pleura, seen edge-on
-    return air
+    return np.asarray(air)
 
 
 INSERT = {"nodule": _nodule, "consolidation": _consolidation, "effusion": _effusion, "pneumothorax": _pneumothorax}

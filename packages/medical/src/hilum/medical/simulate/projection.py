@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn import functional
 
 from .anatomy import Chest, Volume
@@ -54,7 +55,22 @@ def smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x * x * (3 - 2 * x)
 
 
-def bend(chest: Chest, shape: Shape, pose: Pose, y: NDArray[np.float64], z: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def linear(coarse: int, fine: int) -> NDArray[np.float32]:
+    """(fine, coarse) matrix that interpolates linearly between ``coarse`` points, ends on ends."""
+    place = np.linspace(0, coarse - 1, fine)
+    return np.asarray(np.clip(1 - np.abs(place[:, None] - np.arange(coarse)), 0, 1), np.float32)
+
+
+def depth_at(chest: Chest, *points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Millimetres under the chest wall at points (y, z, x), 0 outside the cavity."""
+    scale = zip(points, chest.spacing_mm, chest.origin, strict=True)
+    voxels = [np.asarray(p / s + o, np.float32) for p, s, o in scale]
+    return ndimage.map_coordinates(chest.depth_mm, voxels, np.float64, order=1)  # type: ignore[no-any-return]
+
+
+def bend(
+    chest: Chest, shape: Shape, pose: Pose, y: NDArray[np.float64], z: NDArray[np.float64], x: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where in the CT (z, x in mm) the tissue at (y, z, x) of this patient comes from."""
     if shape.waves is not None:
         extents = [float(np.abs(axis).max()) for axis in chest.axes_mm]
@@ -62,7 +78,9 @@ def bend(chest: Chest, shape: Shape, pose: Pose, y: NDArray[np.float64], z: NDAr
             np.stack([np.cos(np.pi * n * (a / e + 1) / 2) for n in range(count)])
             for a, e, count in zip((y, z, x), extents, shape.waves.shape[1:], strict=True)
         ]
-        dz, dx = np.einsum("cijk,ipqr,jpqr,kpqr->cpqr", shape.waves, *bases, optimize=True)
+        along_x = np.tensordot(shape.waves, bases[2], 1)  # (2, 3, 4, points)
+        along_zx = (along_x * bases[1]).sum(2)
+        dz, dx = (along_zx * bases[0]).sum(1)
         z, x = z + dz, x + dx
     # Breathing: nothing moves in the upper half of the lungs, all of the abdomen moves alike.
     z = z - pose.breath_mm * smoothstep(z / 90)
@@ -72,6 +90,7 @@ def bend(chest: Chest, shape: Shape, pose: Pose, y: NDArray[np.float64], z: NDAr
     anchor_z, anchor_x = cz + 0.35 * rz, cx - 0.55 * rx
     distance = np.hypot((z - cz) / rz, (x - cx) / rx)
     weight = (1 - smoothstep((distance - 1.0) / 1.1)) * (1 - smoothstep((np.abs(y - cy) - 0.8 * ry) / 30))
+    weight = weight * smoothstep(depth_at(chest, y, z, x) / 32)
     pull = (1 - 1 / shape.heart) * weight
     return z - pull * (z - anchor_z), x - pull * (x - anchor_x)
 
@@ -103,8 +122,11 @@ def project(volume: Volume, positions: torch.Tensor, size: tuple[int, int], *, s
     """
     total = torch.zeros(size)
     source = torch.from_numpy(np.ascontiguousarray(volume))[:, None]
-    lattice = positions.permute(0, 3, 1, 2)
+    down = torch.from_numpy(linear(LATTICE, size[0]))
+    # Columns of (x, z) pairs are spread together: one matrix product a group of planes.
+    across = torch.kron(torch.from_numpy(linear(LATTICE, size[1])).T.contiguous(), torch.eye(2))
     for k in range(0, len(source), 4):  # a few planes at a time stay in the cache
-        grid = functional.interpolate(lattice[k : k + 4], size, mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
+        coarse = positions[k : k + 4].flatten(2)
+        grid = (torch.matmul(down, coarse) @ across).reshape(-1, *size, 2)
         total += functional.grid_sample(source[k : k + 4], grid, padding_mode="border", align_corners=True)[:, 0].sum(0)
     return (total * step_mm).numpy()

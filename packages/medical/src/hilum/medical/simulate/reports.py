@@ -11,8 +11,12 @@ from .findings import FINDINGS, Finding
 PRESENT: Mapping[str, Sequence[str]] = {
     "nodule": (
         "There is a {size} mm {density} nodule in the {side} {zone} zone.",
-        "A rounded {density} opacity of {size} mm projects over the {side} {zone} lung zone.",
+        "A rounded {density} nodule of {size} mm projects over the {side} {zone} lung zone.",
         "{Side} {zone} zone nodule measuring about {size} mm.",
+    ),
+    "nodules": (
+        "There are {count} {density} nodules of up to {size} mm in the {side} lung.",
+        "{Count} rounded {density} nodules of about {size} mm project over the {side} lung.",
     ),
     "effusion": (
         "{Amount} {side} pleural effusion with blunting of the costophrenic angle.",
@@ -44,6 +48,7 @@ ABSENT: Mapping[str, Sequence[str]] = {
 }
 IMPRESSION: Mapping[str, str] = {
     "nodule": "{Side} {zone} zone nodule.",
+    "nodules": "{Count} {side} lung nodules.",
     "effusion": "{Side} pleural effusion.",
     "cardiomegaly": "Cardiomegaly.",
     "pneumothorax": "{Side} pneumothorax.",
@@ -53,16 +58,21 @@ NORMAL = ("No acute cardiopulmonary abnormality.", "Normal chest radiograph.", "
 TECHNIQUE = ("Simulated chest radiograph, {views}.", "{views} view of a simulated chest.")
 
 
+def _form(finding: Finding) -> str:
+    return "nodules" if finding.name == "nodule" and len(finding.centres_mm) > 1 else finding.name
+
+
 def _words(finding: Finding) -> dict[str, str]:
-    large = {"effusion": 75, "pneumothorax": 38, "cardiomegaly": 38}.get(finding.name, 1e9)
-    small = {"effusion": 52, "pneumothorax": 28, "cardiomegaly": 30}.get(finding.name, 0.0)
+    large = {"effusion": 80, "pneumothorax": 50, "cardiomegaly": 44}.get(finding.name, 1e9)
+    small = {"effusion": 58, "pneumothorax": 38, "cardiomegaly": 34}.get(finding.name, 0.0)
     grade = 0 if finding.size_mm < small else 2 if finding.size_mm > large else 1
     words = {
         "side": finding.side,
         "lobe": finding.lobe,
         "zone": finding.zone,
         "size": str(round(finding.size_mm)),
-        "density": "calcified" if finding.strength > 1.2 else "solid",
+        "count": ("one", "two", "three", "four")[max(len(finding.centres_mm), 1) - 1],
+        "density": "calcified" if finding.strength > 1.6 else "solid",
         "amount": ("small", "moderate", "large")[grade],
         "enlarged": ("mildly", "moderately", "markedly")[grade],
     }
@@ -83,9 +93,11 @@ def write_report(findings: Mapping[str, Finding], rng: np.random.Generator, *, v
     sentences = []
     for name in rng.permutation(list(FINDINGS)):
         if name in findings:
-            sentences.append(pick(PRESENT[name]).format(**_words(findings[name])))
+            sentences.append(pick(PRESENT[_form(findings[name])]).format(**_words(findings[name])))
         elif rng.random() < 0.85:
             sentences.append(pick(ABSENT[name]))
-    concluded = [IMPRESSION[name].format(**_words(findings[name])) for name in FINDINGS if name in findings]
+    concluded = [
+        IMPRESSION[_form(findings[name])].format(**_words(findings[name])) for name in FINDINGS if name in findings
+    ]
     technique = pick(TECHNIQUE).format(views=" and ".join(dict.fromkeys(views)))
     return f"TECHNIQUE: {technique}\nFINDINGS: {' '.join(sentences)}\nIMPRESSION: {' '.join(concluded) or pick(NORMAL)}"

@@ -49,11 +49,46 @@ class Vendor:
 
 VENDORS = (
     Vendor("SIMULATED Aurora", "Flat 12", "DX", "MONOCHROME2", 12, "window", EXPLICIT),
-    Vendor("SIMULATED Borealis", "Raw 10", "DX", "MONOCHROME1", 10, "none", RLE, shape=(1.06, 0.98), field_mm=330.0, suffix=""),
-    Vendor("SIMULATED Cirrus", "Wave 14", "DX", "MONOCHROME2", 14, "windows", JPEG_2000, shape=(0.94, 0.94), field_mm=312.0),
+    Vendor(
+        "SIMULATED Borealis",
+        "Raw 10",
+        "DX",
+        "MONOCHROME1",
+        10,
+        "none",
+        RLE,
+        shape=(1.06, 0.98),
+        field_mm=330.0,
+        suffix="",
+    ),
+    Vendor(
+        "SIMULATED Cirrus", "Wave 14", "DX", "MONOCHROME2", 14, "windows", JPEG_2000, shape=(0.94, 0.94), field_mm=312.0
+    ),
     Vendor("SIMULATED Dorado", "Table 16", "DX", "MONOCHROME1", 16, "lut", JPEG_LS, shape=(1.0, 1.04), field_mm=322.0),
-    Vendor("SIMULATED Eos", "Plate 12", "CR", "MONOCHROME2", 12, "sigmoid", IMPLICIT, rescale=(0.25, -512.0), shape=(0.98, 1.0), suffix=".img"),
-    Vendor("SIMULATED Fjord", "Deep 16", "DX", "MONOCHROME2", 16, "exact", EXPLICIT, rescale=None, shape=(1.02, 1.02), field_mm=326.0),
+    Vendor(
+        "SIMULATED Eos",
+        "Plate 12",
+        "CR",
+        "MONOCHROME2",
+        12,
+        "sigmoid",
+        IMPLICIT,
+        rescale=(0.25, -512.0),
+        shape=(0.98, 1.0),
+        suffix=".img",
+    ),
+    Vendor(
+        "SIMULATED Fjord",
+        "Deep 16",
+        "DX",
+        "MONOCHROME2",
+        16,
+        "exact",
+        EXPLICIT,
+        rescale=None,
+        shape=(1.02, 1.02),
+        field_mm=326.0,
+    ),
 )
 
 
@@ -90,7 +125,9 @@ def write_pixels(dataset: Dataset, brightness: NDArray[np.float32], vendor: Vend
     elif vendor.voi == "lut":
         first, bend = int(rng.integers(200, 4000)), float(rng.uniform(0.7, 1.4))
         values = first + shown ** (1 / bend) * (LUT_ENTRIES - 1)
-        dataset.VOILUTSequence = Sequence([_lut(NewDataset(), first, bend * tilt, text) for text, tilt in (("NORMAL", 1.0), ("HARD", 1.5))])
+        dataset.VOILUTSequence = Sequence(
+            [_lut(NewDataset(), first, bend * tilt, text) for text, tilt in (("NORMAL", 1.0), ("HARD", 1.5))]
+        )
     else:
         values = _linear(shown, centre, width)
     if vendor.voi in ("window", "exact", "sigmoid"):

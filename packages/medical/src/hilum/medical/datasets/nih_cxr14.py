@@ -30,14 +30,14 @@ FINDINGS = (
 _NONE = "No Finding"
 
 
-class ChestXray14:
+class NIHChestXray14:
     """``Data_Entry_2017*.csv``, ``images*/**.png`` and, where they are, ``train_val_list.txt`` and ``test_list.txt``.
 
     The published header's own commas cut ``OriginalImage[Width,Height]`` and ``OriginalImagePixelSpacing[x,y]`` in two;
     it is read as it is. The official split is by patient.
     """
 
-    name: ClassVar[str] = "medical/chestxray14"
+    name: ClassVar[str] = "medical/nih-cxr14"
     licence: ClassVar[str] = "no restriction stated by the NIH Clinical Center; cite Wang et al., CVPR 2017"
     source: ClassVar[str] = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
     group: ClassVar[str] = "Patient ID"

@@ -21,7 +21,7 @@ FINDINGS = (
 )
 
 
-def write_chestxray14(
+def write_nih_cxr14(
     root: Path, *, patients: int = 8, views: int = 2, lists: bool = True, seed: int = 0
 ) -> list[tuple[str, str, str]]:
     """Write the set; returns (file name, patient, finding labels) of every image."""
