@@ -24,7 +24,7 @@ where: "modality in ('DX', 'CR')"
 views: {image: {size: 32, channels: 3, normalise: [[0.5, 0.45, 0.4], [0.25, 0.2, 0.3]]}}
 cache: {side: 64}
 objective: {name: supervised, task: multilabel}
-encoders: {image: {name: timm/vit_tiny_patch16_224, init: /home/someone/start.pt, img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3, pooling: avg}}
+encoders: {image: {name: timm/vit_tiny_patch16_224, init: /home/someone/start.pt, img_size: 32, patch_size: 8, embed_dim: 48, depth: 1, num_heads: 3, pooling: avg}}
 head: {name: linear, init_std: 0.5}
 task: multilabel
 augment: {border: background}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hilum.core.errors import ContractError, HilumError
 
 Slot = Literal["input", "embedding", "blocks", "pooled"]
+METHODS = ("attach", "trainable", "merged", "merge", "delta", "load")
 
 
 class Adapter(nn.Module):
@@ -53,13 +54,19 @@ class Adapter(nn.Module):
                 where=f"delta: {base_sha256[:12]}, base here: {self.base_sha256[:12]}",
                 fix="load the base it was trained on (its card names it)",
             )
-        self.load_state_dict(dict(delta))
+        try:
+            self.load_state_dict(dict(delta))
+        except RuntimeError as error:
+            raise HilumError(f"this delta is not of this {type(self).__name__}: {error}") from error
 
 
 def state_sha256(module: nn.Module) -> str:
     """SHA-256 over the sorted names, dtypes, shapes and bytes of a module's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            digest.update(f"{name} {tensor!r}\n".encode())
+            continue
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
@@ -68,16 +75,14 @@ def state_sha256(module: nn.Module) -> str:
 
 def check_adapter(candidate: Any, *, where: str = "") -> None:
     """Raise :class:`ContractError` naming everything that is missing of the adapter contract."""
-    gaps = []
-    if not isinstance(candidate, nn.Module):
-        gaps.append("must be a torch.nn.Module")
+    gaps = [] if isinstance(candidate, nn.Module) else ["must be a torch.nn.Module"]
     if getattr(candidate, "slot", None) not in ("input", "embedding", "blocks", "pooled"):
         gaps.append('attribute slot: "input" | "embedding" | "blocks" | "pooled"')
-    if not isinstance(getattr(candidate, "scale", None), int | float):
+    scale = getattr(candidate, "scale", None)
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
         gaps.append("attribute scale: float (0 = off)")
-    for name in ("attach", "trainable", "merged", "merge", "delta", "load"):
-        if not callable(getattr(candidate, name, None)):
-            gaps.append(f"method {name} (subclass hilum.core.adapter.Adapter to inherit it)")
+    absent = [n for n in METHODS if not callable(getattr(candidate, n, None))]
+    gaps += [f"method {n} (subclass hilum.core.adapter.Adapter to inherit it)" for n in absent]
     if not gaps and isinstance(candidate, Adapter) and type(candidate).attach is Adapter.attach:
         gaps.append("method attach(module)")
     if gaps:

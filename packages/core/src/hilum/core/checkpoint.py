@@ -7,11 +7,13 @@ values, read with ``weights_only``. One process writes a checkpoint, any number 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,9 +27,9 @@ from hilum.core.errors import HilumError
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write through a file in the same folder, fsync, rename, fsync the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             write(stream)
             stream.flush()
@@ -35,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else str(error.strerror or type(error).__name__)
         raise HilumError(
@@ -80,37 +83,48 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     checkpoint still stands.
     """
     content = _plain(dict(payload), path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".*{path.name}*.partial"):  # of a killed process
         stale.unlink(missing_ok=True)
-    sums = _finish_interrupted(path)
-    fresh = _incoming(path)
+    sums, fresh = _recover(path), _incoming(path)
     try:
         write_atomically(fresh, lambda stream: torch.save(content, stream))
         sums["incoming"] = file_sha256(fresh)
         write_json(_side(path), sums)  # both hashes are on record before either file moves
     except (HilumError, OSError, RuntimeError) as error:  # torch tells of a full disk by a writer's RuntimeError
         fresh.unlink(missing_ok=True)
+        told = (str(error).splitlines() or [type(error).__name__])[0]
         raise HilumError(
-            error.what if isinstance(error, HilumError) else f"{path.name} could not be written: {_first_line(error)}",
+            error.what if isinstance(error, HilumError) else f"{path.name} could not be written: {told}",
             where=str(path.parent),
             fix="free space and run `hilum resume`; the last good checkpoint was kept",
         ) from error
-    _finish_interrupted(path)
+    _rename(path, sums)
 
 
-def _finish_interrupted(path: Path) -> dict[str, str]:
-    """Rename an incoming file that is on record; the hashes on record afterwards."""
-    sums, fresh = _sums(path), _incoming(path)
-    if sums.get("incoming") and fresh.is_file() and file_sha256(fresh) == sums["incoming"]:
+def _rename(path: Path, sums: Mapping[str, str]) -> dict[str, str]:
+    """Put the incoming file in its place and what stood there beside it; returns the hashes on record."""
+    if _incoming(path).is_file():
         if path.exists():
             path.replace(_previous(path))
-        fresh.replace(path)
+        _incoming(path).replace(path)
         _sync_folder(path.parent)
-    if "incoming" in sums:  # renamed, now or before the kill
-        sums = {"current": sums["incoming"], "previous": sums.get("current", "")}
-        write_json(_side(path), sums)
-    return sums
+    settled = {"current": sums["incoming"], "previous": sums.get("current", "")}
+    write_json(_side(path), settled)
+    return settled
+
+
+def _recover(path: Path) -> dict[str, str]:
+    """The hashes on record, after a rename that a kill interrupted was carried out."""
+    sums = _sums(path)
+    if not sums and path.is_file():  # came without its side file
+        return {"current": file_sha256(path)}
+    announced = sums.get("incoming")
+    if announced is None:
+        return sums
+    waiting = _incoming(path) if _incoming(path).is_file() else path
+    if waiting.is_file() and file_sha256(waiting) == announced:
+        return _rename(path, sums)
+    return {name: value for name, value in sums.items() if name != "incoming"}
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -119,21 +133,18 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if type(value) in (list, tuple):
-        return type(value)(_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
-    if isinstance(value, dict):
+    if type(value) in (list, tuple, torch.Size):
+        items = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        same = type(value) is not torch.Size and all(a is b for a, b in zip(items, value, strict=True))
+        return value if same else tuple(items) if isinstance(value, tuple) else items
+    if type(value) in (dict, OrderedDict):
         made = {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
-        changed = any(made.get(k) is not v for k, v in value.items())
-        return made if changed else value  # an unchanged state dict keeps its metadata
+        return value if all(made.get(k) is v for k, v in value.items()) else made  # state dicts keep their metadata
     raise HilumError(
         f"a checkpoint holds tensors and plain values, not {type(value).__name__}",
         where=where,
         fix="store it as a tensor, a number or text",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _incoming(path: Path) -> Path:
@@ -150,9 +161,10 @@ def _side(path: Path) -> Path:
 
 def _sums(path: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(_side(path).read_text()))
+        found = json.loads(_side(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,18 +7,21 @@ Positional parameters become arguments, keyword-only parameters become options (
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hilum.core.errors import HilumError, UsageError, nearest
 from hilum.core.registry import registry
+
+SYSTEM = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission", errno.EROFS: "the disk is read-only"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
+    except SystemExit as end:  # argparse, after --help
+        return end.code if isinstance(end.code, int) else 1
     except HilumError as error:
         print(f"hilum: {error}", file=sys.stderr)
         return error.exit_code
@@ -36,14 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get("HILUM_DEBUG"):
+        if os.environ.get("HILUM_DEBUG", "0") not in ("", "0"):
             raise
-        place = _innermost(error)
-        print(
-            f"hilum: this should not have happened: {type(error).__name__} in {place}\n"
-            "  fix:   run again with HILUM_DEBUG=1 for the full trace, and report it",
-            file=sys.stderr,
-        )
+        told, fix = "this should not have happened", "run again with HILUM_DEBUG=1 for the full trace, and report it"
+        if isinstance(error, OSError) and error.errno in SYSTEM:
+            told, fix = SYSTEM[error.errno], "mend that and run the command again"
+        place = f"{type(error).__name__} in {_innermost(error)}"  # without its text, which may quote a header or a path
+        print(f"hilum: {told}: {place}\n  fix:   {fix}", file=sys.stderr)
         return 1
 
 
@@ -52,7 +56,7 @@ def _innermost(error: BaseException) -> str:
     place = "unknown"
     while trace is not None:
         code = trace.tb_frame.f_code
-        if "hilum" in code.co_filename:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hilum."):
             place = f"{Path(code.co_filename).name}:{trace.tb_lineno} ({code.co_name})"
         trace = trace.tb_next
     return place
@@ -90,12 +94,22 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong command line in one message, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.partition("unrecognized arguments: ")[2].split()
+        options = [o for o in self._option_string_actions if o.startswith("--")]
+        near = nearest(words[0].partition("=")[0], options) if words else ""
+        raise UsageError(message, where=self.prog, fix=near or f"{self.prog} --help")
+
+
 def parser_of(function: Callable[..., Any], *, prog: str) -> argparse.ArgumentParser:
     """A parser for a verb, from its signature, type hints and docstring (``name: text`` lines under ``Args:``)."""
     text = inspect.getdoc(function) or ""
     summary, _, rest = text.partition("Args:")
     told = dict(re.findall(r"^\s+(\w+): (.+(?:\n {8,}.+)*)", rest, flags=re.MULTILINE))
-    parser = argparse.ArgumentParser(prog=prog, description=summary.strip(), allow_abbrev=False)
+    parser = _Parser(prog=prog, description=summary.strip().replace("%", "%%"), allow_abbrev=False)
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         help_text = " ".join(told.get(parameter.name, "").split()).replace("%", "%%")
@@ -109,17 +123,19 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: An
     shown = text if required or parameter.default in (None, False, ()) else f"{text} (default {parameter.default})"
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         extra: dict[str, Any] = {} if required else {"nargs": "?", "default": parameter.default}
-        parser.add_argument(parameter.name, type=kind, help=shown, metavar=parameter.name.upper(), **extra)
+        if many:
+            extra["nargs"] = "+" if required else "*"
+        name = parameter.name.upper()
+        parser.add_argument(parameter.name, type=kind, help=shown, metavar=name, choices=choices, **extra)
         return
     flag = "--" + parameter.name.rstrip("_").replace("_", "-")
     if kind is bool:
-        parser.add_argument(
-            flag, dest=parameter.name, action=argparse.BooleanOptionalAction, default=parameter.default, help=shown
-        )
+        default = None if required else parameter.default
+        switch = argparse.BooleanOptionalAction
+        parser.add_argument(flag, dest=parameter.name, action=switch, required=required, default=default, help=shown)
     elif many:
-        parser.add_argument(
-            flag, dest=parameter.name, type=kind, action="append", default=None, help=shown + " (repeatable)"
-        )
+        how: dict[str, Any] = {"type": kind, "choices": choices, "action": "append", "required": required}
+        parser.add_argument(flag, dest=parameter.name, help=shown + " (repeatable)", **how)
     else:
         parser.add_argument(
             flag,
@@ -132,23 +148,27 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: An
         )
 
 
-def _plain(hint: Any) -> tuple[Callable[[str], Any], bool, list[str] | None]:
+def _plain(hint: Any) -> tuple[Callable[[str], Any], bool, list[Any] | None]:
     """(converter, may be repeated, choices) of a type hint."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return str, False, [str(a) for a in arguments]
+        return type(arguments[0]), False, list(arguments)
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in arguments if a is not type(None)]
         if set(inner) == {int, str}:
             return _int_or_text, False, None
         return _plain(Path if Path in inner else inner[0])
-    if origin in (list, tuple, Sequence) or str(origin).endswith("Sequence'>"):
-        return _plain(arguments[0])[0], True, None
+    if origin in (list, tuple, Sequence, Iterable):
+        kind, _, choices = _plain(arguments[0])
+        return kind, True, choices
     return (hint if callable(hint) else str), False, None
 
 
 def _int_or_text(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:

@@ -12,6 +12,8 @@ from hilum.core.errors import ContractError, HilumError, Unsupported
 from hilum.core.types import EncoderSpec, Site
 
 FORWARD_ARGUMENTS = ("valid", "keep", "fill", "context", "layers", "taps", "stop")
+NAMES = {"attn": ("attn", "attention"), "ffn": ("mlp",), "q": ("query",), "k": ("key",), "v": ("value",)}
+SUPPORTS = frozenset({*FORWARD_ARGUMENTS, "checkpointing", "export"})
 
 
 def refuse(encoder: Any, **asked: Any) -> None:
@@ -27,16 +29,17 @@ def refuse(encoder: Any, **asked: Any) -> None:
 
 def check_encoder(candidate: Any, *, where: str = "") -> None:
     """Raise :class:`ContractError` naming everything that is missing of the encoder contract."""
-    gaps = []
-    if not isinstance(candidate, nn.Module):
-        gaps.append("must be a torch.nn.Module")
+    gaps = [] if isinstance(candidate, nn.Module) else ["must be a torch.nn.Module"]
     spec = getattr(candidate, "spec", None)
     if not isinstance(spec, EncoderSpec):
         gaps.append("attribute spec: hilum.core.types.EncoderSpec")
-    elif not spec.licence or spec.licence == "unknown":
-        gaps.append("spec.licence (state the licence of code and weights)")
+    else:
+        if not spec.licence or spec.licence == "unknown":
+            gaps.append("spec.licence (state the licence of code and weights)")
+        if foreign := spec.supports - SUPPORTS:
+            gaps.append(f"spec.supports knows no {sorted(foreign)}, only {sorted(SUPPORTS)}")
     forward = getattr(candidate, "forward", None)
-    if not callable(forward):
+    if not callable(forward) or getattr(type(candidate), "forward", None) is nn.Module.forward:
         gaps.append("method forward(x, *, " + ", ".join(FORWARD_ARGUMENTS) + ") -> Features")
     else:
         known = inspect.signature(forward).parameters
@@ -65,16 +68,12 @@ def sites(module: nn.Module, role: str) -> Iterator[Site]:
 
 
 def _recognise(role: str, path: str, parent: nn.Module, name: str, child: nn.Module) -> Iterator[Site]:
-    if role == "block" and hasattr(child, "attn") and hasattr(child, "mlp"):
-        yield Site(path, parent, name, child)
-    elif role == "attn" and name in ("attn", "attention"):
-        yield Site(path, parent, name, child)
-    elif role == "ffn" and name == "mlp":
-        yield Site(path, parent, name, child)
-    elif role in ("q", "k", "v") and name == "qkv" and isinstance(child, nn.Linear):
+    if role in ("q", "k", "v") and name == "qkv" and isinstance(child, nn.Linear):
         third, index = child.out_features // 3, "qkv".index(role)
         yield Site(path, parent, name, child, slice(index * third, (index + 1) * third))
-    elif role in ("q", "k", "v") and name == {"q": "query", "k": "key", "v": "value"}[role]:
-        yield Site(path, parent, name, child)
-    elif role == "o" and name == "proj" and hasattr(parent, "qkv"):
+    elif (
+        name in NAMES.get(role, ())
+        or (role == "block" and hasattr(child, "attn") and hasattr(child, "mlp"))
+        or (role == "o" and name == "proj" and hasattr(parent, "qkv"))
+    ):
         yield Site(path, parent, name, child)

@@ -24,12 +24,11 @@ class Head(nn.Module):
 
 def check_head(candidate: Any, *, where: str = "") -> None:
     """Raise :class:`ContractError` naming everything that is missing of the head contract."""
-    gaps = []
-    if not isinstance(candidate, nn.Module):
-        gaps.append("must be a torch.nn.Module")
-    elif type(candidate).forward in (nn.Module.forward, Head.forward):
+    gaps = [] if isinstance(candidate, nn.Module) else ["must be a torch.nn.Module"]
+    if not gaps and type(candidate).forward in (nn.Module.forward, Head.forward):
         gaps.append("method forward(features, batch=None) -> Prediction")
-    if not isinstance(getattr(candidate, "needs", None), tuple):
-        gaps.append("attribute needs: tuple of Features' fields")
+    needs = getattr(candidate, "needs", None)
+    if not isinstance(needs, tuple) or not set(needs) <= set(Features.__dataclass_fields__):
+        gaps.append("attribute needs: tuple of Features' fields, e.g. ('pooled',)")
     if gaps:
         raise ContractError(f"{type(candidate).__name__} is not a head", gaps, where=where)

@@ -449,17 +449,19 @@ class Loop(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         p = self.position
-        interrupted = p.step_in_epoch < self.feed.steps_per_epoch and self.stop_reason != "finished"
-        if interrupted:
+        whole = p.step_in_epoch >= self.feed.steps_per_epoch
+        if not whole and self.stop_reason != "finished":  # stopped inside the epoch: go on from here
             self.save("last")
             return
-        try:
-            self.feed.check_account(epoch=p.epoch, final=True)
-        except HilumError as error:
-            self.failure, self.stop_reason = error, "bad samples"
+        if whole and self.failure is None:
+            try:
+                self.feed.check_account(epoch=p.epoch, final=True)
+            except HilumError as error:
+                self.failure, self.stop_reason = error, "bad samples"
         numbers = self._epoch_hooks()
-        p.epoch += 1
-        p.step_in_epoch = 0
+        if whole:
+            p.epoch += 1
+            p.step_in_epoch = 0
         self._clock = Clock()
         improved = self._compare(numbers)
         if improved:

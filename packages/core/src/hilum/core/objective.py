@@ -15,6 +15,9 @@ Take = Callable[[StepOutput, str], None]
 """``take(output, group)``: backward, mean over ranks, clip, guard and optimiser step of one parameter group."""
 
 
+METHODS = ("prepare", "counts", "forward", "after_step", "predict", "exported")
+
+
 @dataclass(slots=True)
 class Parts:
     """What a recipe hands an objective: built encoders, head and adapters, the label space and the views' settings.
@@ -88,13 +91,11 @@ class Objective(nn.Module):
 
 def check_objective(candidate: Any, *, where: str = "") -> None:
     """Raise :class:`ContractError` naming everything that is missing of the objective contract."""
-    gaps = []
-    if not isinstance(candidate, nn.Module):
-        gaps.append("must be a torch.nn.Module")
-    for name in ("prepare", "counts", "forward", "after_step", "predict", "exported"):
-        if not callable(getattr(candidate, name, None)):
-            gaps.append(f"method {name} (subclass hilum.core.objective.Objective to inherit it)")
-    if not gaps and type(candidate).forward in (nn.Module.forward, Objective.forward):
+    gaps = [] if isinstance(candidate, nn.Module) else ["must be a torch.nn.Module"]
+    absent = [n for n in METHODS if not callable(getattr(candidate, n, None))]
+    gaps += [f"method {n} (subclass hilum.core.objective.Objective to inherit it)" for n in absent]
+    ordered = callable(getattr(candidate, "step", None))  # calls take(output, group) itself
+    if not gaps and not ordered and type(candidate).forward in (nn.Module.forward, Objective.forward):
         gaps.append("method forward(batch) -> StepOutput")
     views = getattr(candidate, "views", None)
     if not isinstance(views, Mapping) or not all(isinstance(v, ViewSpec) for v in views.values()):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,17 @@ import yaml
 from hilum.core.errors import HilumError, nearest
 from hilum.core.registry import Registry, registry
 
+Place = Callable[[str], str]
 NUMBER = (int, float)
 ANY: tuple[type, ...] = (object,)
+WORDS = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 TOP: dict[str, tuple[type, ...]] = {
     "recipe": (str,), "schema": (int,), "paper": (str, int), "verb": (str,), "where": (str,), "views": (dict,),
@@ -31,6 +42,7 @@ TOP: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
     "cache": {"side": (int, str)},
+    "probes": {"linear": (int,), "knn": (int,), "rankme": (int,)},
     "labels": {"names": (list,), "uncertain": (str, dict), "pos_weight": (str, dict), "lateral": (list,)},
     "optim": {
         "name": (str,), "lr": NUMBER, "base_lr": NUMBER, "lr_per": (int,), "betas": (list,), "momentum": NUMBER,
@@ -52,6 +64,12 @@ SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
         "split_digest": (str,), "hilum": (str,), "name": (str,), "rows": (dict,), "threads": (int,),
     },
 }  # fmt: skip
+VIEW: dict[str, tuple[type, ...]] = {
+    "kind": (str,), "size": (int, list), "channels": (int,), "voi": (str,), "normalise": (str, list), "pick": (str,),
+    "sections": (list,), "min_tokens": (int,), "max_tokens": (int,), "ignore_index": (int,), "unit": (str,),
+    "axes": (str,), "frames": (int,), "spacing_mm": (int, float, list),
+}  # fmt: skip
+POSITIVE = ("batch.size", "cache.side", "schedule.epochs", "optim.lr_per", "engine.log_every", "engine.validate_epochs")
 STAGE_KEYS = frozenset({"name", "init", "train", "eval_mode", *TOP} - {"recipe", "schema", "stages", "tasks", "run"})
 DEFAULTS: dict[str, Any] = {
     "schema": 1,
@@ -70,12 +88,16 @@ DEFAULTS: dict[str, Any] = {
     },
 }  # fmt: skip
 COMPONENTS = {"objective": "objective", "head": "head", "plan": "plan"}  # one mapping with ``name``
-NAMED_COMPONENTS = {"encoders": "encoder", "adapters": "adapter"}  # name -> mapping with ``name``
+NESTED = {
+    "encoders": "encoder",
+    "adapters": "adapter",
+    "views": "source",
+}  # name -> mapping; all but views with ``name``
 BUILT_IN = {  # keyword names that the builders pass themselves
     "objective": {"parts"}, "encoder": {"name", "view", "init"}, "adapter": {"module"}, "head": {"dim", "names", "task"},
     "plan": {"rows", "sample_ids", "batch_size", "seed"},
 }  # fmt: skip
-ENCODER_OPTIONS = frozenset({"init", "freeze", "view"})
+OPTIONS = {"encoder": frozenset({"init", "freeze", "view"}), "adapter": frozenset({"encoder"})}  # that assembly reads
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 
 
@@ -139,23 +161,29 @@ def load_recipe(name: str | Path, *, sets: Sequence[str] = (), names: Registry =
             )
     else:
         path = names.get("recipe", str(name)).path
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        told = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise HilumError(f"the recipe cannot be read: {told}", where=str(path)) from error
     return parse_recipe(text, origin=path.name, sets=sets, names=names)
 
 
 def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Registry = registry) -> Recipe:
     """Check YAML text; see :func:`load_recipe`."""
+    lines: dict[str, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        _collect_lines(yaml.compose(text, Loader=_Loader), "", lines, origin)
+        data = _read(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{origin}:{mark.line + 1}" if mark else origin
-        raise HilumError(f"not valid YAML: {getattr(error, 'problem', error)}", where=place) from error
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise HilumError(f"not valid YAML: {problem}", where=place) from error
+    except RecursionError:
+        raise HilumError("not valid YAML: nested too deeply", where=origin) from None
     if not isinstance(data, dict):
         raise HilumError("a recipe is a mapping of keys", where=origin)
-    lines: dict[str, int] = {}
-    _collect_lines(node, "", lines)
     for setting in sets:
         key = _apply_setting(data, setting)
         lines.pop(key, None)
@@ -169,16 +197,40 @@ def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Reg
     return Recipe(filled, origin, lines)
 
 
-def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-4`` as the number it is (YAML 1.2; 1.1 wants ``1.0e-4``) and knows no anchors."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "a recipe has no anchors and aliases", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def _collect_lines(node: Any, prefix: str, lines: dict[str, int], origin: str) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            lines[f"{prefix}{number}"] = item.start_mark.line + 1
+            _collect_lines(item, f"{prefix}{number}.", lines, origin)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
             key = f"{prefix}{key_node.value}"
             if key in seen:
-                raise HilumError(f"key {key!r} stands twice", where=f"line {key_node.start_mark.line + 1}")
+                here, fix = f"{origin}:{key_node.start_mark.line + 1}", f"it first stands on line {lines[key]}"
+                raise HilumError(f"key {key!r} stands twice", where=here, fix=fix)
             seen.add(key)
             lines[key] = key_node.start_mark.line + 1
-            _collect_lines(value_node, f"{key}.", lines)
+            _collect_lines(value_node, f"{key}.", lines, origin)
 
 
 def _apply_setting(data: dict[str, Any], setting: str) -> str:
@@ -187,14 +239,9 @@ def _apply_setting(data: dict[str, Any], setting: str) -> str:
     if not equals or not key:
         raise HilumError(f"--set takes key=value, got {setting!r}", fix="e.g. --set optim.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = _read(text)
     except yaml.YAMLError as error:
         raise HilumError(f"--set {key}: the value {text!r} is not valid YAML", where="--set") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     at = data
     *parents, last = key.split(".")
     for parent in parents:
@@ -213,32 +260,53 @@ def check(recipe: Recipe, *, names: Registry = registry, from_settings: Iterable
     def place(key: str) -> str:
         return f"--set {key}" if key in settings else recipe.where(key)
 
-    for key, value in recipe.data.items():
-        _known(key, TOP, place(key), "recipe")
-        _typed(key, value, TOP[key], place(key))
-        if isinstance(value, dict):
-            _depth(key, value, place)
-        for inner, content in value.items() if key in SECTIONS and isinstance(value, dict) else ():
-            _known(inner, SECTIONS[key], place(f"{key}.{inner}"), key)
-            _typed(f"{key}.{inner}", content, SECTIONS[key][inner], place(f"{key}.{inner}"))
+    _level("", recipe.data, TOP, place, names)
     if recipe.get("schema", 1) != 1:
-        raise HilumError(f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"))
-    precision = recipe.get("precision", "32-true")
-    if precision not in PRECISIONS:
         raise HilumError(
-            f"unknown precision {precision!r}", where=place("precision"), fix="one of " + " ".join(PRECISIONS)
+            f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"), fix="write schema: 1"
         )
-    for key, kind in COMPONENTS.items():
-        if key in recipe.data:
-            _component(kind, recipe[key], key, place, names)
-    for key, kind in NAMED_COMPONENTS.items():
-        for inner, content in recipe.get(key, {}).items():
-            _typed(f"{key}.{inner}", content, (dict,), place(f"{key}.{inner}"))
-            _component(kind, content, f"{key}.{inner}", place, names)
-    for number, stage in enumerate([*recipe.get("stages", []), *recipe.get("tasks", [])]):
-        _typed("stages", stage, (dict,), place("stages"))
-        for key in stage:
-            _known(key, STAGE_KEYS, place("stages" if recipe.get("stages") else "tasks"), f"stage {number}")
+    for list_ in ("stages", "tasks"):
+        for number, stage in enumerate(recipe.get(list_, [])):
+            _typed(f"{list_}.{number}", stage, (dict,), place(f"{list_}.{number}"))
+            _level(f"{list_}.{number}.", stage, STAGE_KEYS, place, names)
+
+
+def _level(at: str, data: Mapping[str, Any], known: Iterable[str], place: Place, names: Registry) -> None:
+    """The recipe itself (``at`` is empty) or one of its stages, which may change a component without naming it."""
+    for key, value in data.items():
+        _known(key, known, place(f"{at}{key}"), at.rstrip(".") or "recipe")
+        _typed(f"{at}{key}", value, TOP.get(key, ANY), place(f"{at}{key}"))
+        if isinstance(value, dict):
+            _depth(f"{at}{key}", value, place)
+        if key in SECTIONS:
+            _section(f"{at}{key}", value, SECTIONS[key], place)
+        if key in COMPONENTS and not (at and "name" not in value):
+            _component(COMPONENTS[key], value, f"{at}{key}", place, names)
+    more = {key: ANY for entry in names.entries("source").values() for key in entry.view_keys}
+    for key, inner, content in [(k, i, c) for k in NESTED for i, c in (data.get(k) or {}).items()]:
+        here = f"{at}{key}.{inner}"
+        _typed(here, content, (dict,), place(here))
+        if key == "views":
+            _section(here, content, {**VIEW, **more}, place)
+        elif not (at and "name" not in content):
+            _component(NESTED[key], content, here, place, names)
+        if key == "adapters" and "encoder" in content and "encoders" in data:
+            _known(str(content["encoder"]), data["encoders"], place(f"{here}.encoder"), "encoders")
+    for group, content in data.get("optim", {}).get("groups", {}).items():
+        _typed(f"{at}optim.groups.{group}", content, (dict,), place(f"{at}optim.groups.{group}"))
+        _section(f"{at}optim.groups.{group}", content, SECTIONS["optim"], place)
+    if data.get("precision", "32-true") not in PRECISIONS:
+        wrong, fix = data["precision"], "one of " + " ".join(PRECISIONS)
+        raise HilumError(f"unknown precision {wrong!r}", where=place(f"{at}precision"), fix=fix)
+
+
+def _section(at: str, section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: Place) -> None:
+    for key, value in section.items():
+        where = place(f"{at}.{key}")
+        _known(key, known, where, at)
+        _typed(f"{at}.{key}", value, known[key], where)
+        if type(value) in NUMBER and (not math.isfinite(value) or (f"{at}.{key}" in POSITIVE and value <= 0)):
+            raise HilumError(f"{at}.{key} must be a usual number{' above 0' * (value <= 0)}, got {value}", where=where)
 
 
 def _known(key: str, known: Iterable[str], where: str, section: str) -> None:
@@ -246,30 +314,22 @@ def _known(key: str, known: Iterable[str], where: str, section: str) -> None:
         raise HilumError(
             f"unknown key {key!r} in {section}",
             where=where,
-            fix=nearest(key, known) or "known keys: " + " ".join(sorted(known)),
+            fix=nearest(str(key), known) or "known keys: " + " ".join(sorted(known)),
         )
 
 
 def _typed(key: str, value: Any, types: tuple[type, ...], where: str) -> None:
     if types is ANY or (isinstance(value, types) and not (isinstance(value, bool) and bool not in types)):
         return
-    wanted = " or ".join(
-        {
-            "dict": "a mapping",
-            "list": "a list",
-            "str": "text",
-            "int": "a whole number",
-            "float": "a number",
-            "bool": "true or false",
-        }[t.__name__]
-        for t in types
-    )
-    hint = "write 1.0e-4, not 1e-4 (YAML reads the latter as text)" if isinstance(value, str) and float in types else ""
+    wanted = " or ".join(WORDS[t] for t in types)
+    hint = "leave the line out for the default" if value is None else ""
     raise HilumError(f"{key} must be {wanted}, got {value!r}", where=where, fix=hint)
 
 
-def _depth(key: str, value: dict[str, Any], place: Any) -> None:
+def _depth(key: str, value: dict[str, Any], place: Place) -> None:
     for inner, content in value.items():
+        if key.endswith("optim") and inner == "groups":  # one mapping a group of parameters
+            continue
         for innermost in content.values() if isinstance(content, dict) else ():
             if isinstance(innermost, dict):
                 raise HilumError(
@@ -279,7 +339,7 @@ def _depth(key: str, value: dict[str, Any], place: Any) -> None:
                 )
 
 
-def _component(kind: str, value: Mapping[str, Any], key: str, place: Any, names: Registry) -> None:
+def _component(kind: str, value: Mapping[str, Any], key: str, place: Place, names: Registry) -> None:
     name = value.get("name")
     if not isinstance(name, str):
         raise HilumError(f"{key} needs a name", where=place(key), fix=f"hilum list --kind {kind}")
@@ -287,9 +347,11 @@ def _component(kind: str, value: Mapping[str, Any], key: str, place: Any, names:
         accepted = names.keywords(kind, name)
     except HilumError as error:
         raise HilumError(error.what, where=place(f"{key}.name"), fix=error.fix) from None
+    if name.endswith("/*"):
+        raise HilumError(f"{name!r} is a family of {kind}s", where=place(f"{key}.name"), fix=f"e.g. {name[:-1]}NAME")
     if accepted is None:
         return
-    accepted = (accepted - BUILT_IN.get(kind, set())) | (ENCODER_OPTIONS if kind == "encoder" else set())
+    accepted = (accepted - BUILT_IN.get(kind, set())) | OPTIONS.get(kind, frozenset())
     for option in value:
         if option != "name":
             _known(option, accepted, place(f"{key}.{option}"), f"{kind} {name!r}")

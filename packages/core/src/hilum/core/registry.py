@@ -20,10 +20,10 @@ from typing import Any
 
 from hilum.core.errors import HilumError, MissingExtra, nearest
 
-KINDS = (
-    "recipe objective encoder language chat adapter head source plan intake dataset preset record-op benchmark probe "
-    "expert reward verb"
-).split()
+KINDS = [
+    "recipe", "objective", "encoder", "language", "chat", "adapter", "head", "source", "plan", "intake", "dataset",
+    "preset", "record-op", "benchmark", "probe", "expert", "reward", "verb",
+]  # fmt: skip
 GROUP = "hilum.plugins"
 
 

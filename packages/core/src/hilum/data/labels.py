@@ -184,7 +184,8 @@ def check_matched(
     lost = [row + 2 for row in range(len(table)) if row not in used]
     bare = sum(image and row is None for row, image in zip(rows, images, strict=True))
     counts = {"rows": len(table), "rows_unmatched": len(lost), "files": sum(images), "files_unmatched": bare}
-    fix = f"check the column {by!r} (join by {', '.join(j for j in JOINS if j != by)}?), or raise max_unmatched"
+    others = ", ".join(j for j in JOINS if j != by)
+    fix = f"check the column {by!r} (join by {others}?), exclude files that need no label, or raise max_unmatched"
     if len(lost) > limit * len(table):
         raise HilumError(f"{len(lost)} of {len(table)} rows of {table.name} fit no file", where=row_list(lost), fix=fix)
     if bare > limit * max(sum(images), 1):

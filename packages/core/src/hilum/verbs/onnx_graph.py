@@ -152,36 +152,33 @@ class Axis:
         last = self.cached / factor
         below = left_share * (left < 0).double() + right_share * (left < -1).double()
         above = left_share * (left + 1.0 - last).clamp(0.0, 1.0) + right_share * (left + 2.0 - last).clamp(0.0, 1.0)
-        return below.float()[:, None] * self.edge(first=True) + above.float()[:, None] * self.edge(first=False)
+        return torch.stack([below, above], 1).float() @ self.edges()
 
-    def edge(self, *, first: bool) -> Tensor:
-        """(1, source) weights of the first or the last cached pixel."""
-        start = torch.zeros_like(self.n) if first else self.n - self.share
-        ends = [self._covered(place, 0.0) for place in (start, start + self.share)]
-        return (ends[1] - ends[0]) / self.share.float()
+    def edges(self) -> Tensor:
+        """(2, source) weights of the first and of the last cached pixel."""
+        start = torch.cat([torch.zeros_like(self.n), self.n - self.share])
+        return (self._covered(start + self.share, 0.0) - self._covered(start, 0.0)) / self.share.float()
 
-    def line(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, source) averaged to cached pixels along this axis: (N, source), of which those in the mask (source,)
-        exist. Through running sums, so that no matrix of source x source is made."""
-        sums = torch.cat([torch.zeros_like(values[:, :1]), values], 1).double().cumsum(1)
-        index = torch.arange(values.shape[1], dtype=torch.float64)
-        ends = []
-        for place in (index * self.share, (index + 1.0) * self.share):
-            at = torch.minimum(torch.floor(place), self.n - 1.0)
-            part = torch.minimum(place, self.n) - at
-            ends.append(sums[:, at.long()] + part * values.double()[:, at.long()])
-        return (ends[1] - ends[0]) / self.share, index < self.cached
+    def along(self, lines: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 2, source) averaged to cached pixels along this axis: (N, 2, source), of which those in the mask
+        (source,) exist. Through running sums, so that no matrix of source x source is made."""
+        values = lines.double()
+        sums = torch.cat([torch.zeros_like(values[:, :, :1]), values], 2).cumsum(2)
+        place = torch.arange(lines.shape[2] + 1, dtype=torch.float64) * self.share
+        at = torch.minimum(torch.floor(place), self.n - 1.0)
+        before = sums[:, :, at.long()] + (torch.minimum(place, self.n) - at) * values[:, :, at.long()]
+        return before.diff(dim=2) / self.share, self.pixels.double() < self.cached
 
 
 def background(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """(N, 1, 1) median of the outermost pixels of the area-averaged image."""
-    across = [columns.line((rows.edge(first=first) @ x)[:, 0]) for first in (True, False)]
-    down = [rows.line((x @ columns.edge(first=first).T)[:, :, 0]) for first in (True, False)]
-    inner = (rows.pixels > 0) & (rows.pixels.double() < rows.cached - 1.0)  # corners already stand in the rows
-    ring = torch.cat([values for values, _ in (*across, *down)], 1)
-    there = torch.cat([*(mask for _, mask in across), *(mask & inner for _, mask in down)])
-    count = there.long().sum()
-    ordered = torch.sort(torch.where(there, ring, torch.full_like(ring, torch.inf)), dim=1).values
+    across, there = columns.along(rows.edges() @ x)
+    down, exists = rows.along((x @ columns.edges().T).transpose(1, 2))
+    inner = exists & (rows.pixels > 0) & (rows.pixels.double() < rows.cached - 1.0)  # corners stand in ``across``
+    ring = torch.cat([across.flatten(1), down.flatten(1)], 1)
+    mask = torch.cat([there, there, inner, inner])
+    count = mask.long().sum()
+    ordered = torch.sort(torch.where(mask, ring, torch.full_like(ring, torch.inf)), dim=1).values
     middle = torch.stack([torch.div(count - 1, 2, rounding_mode="floor"), torch.div(count, 2, rounding_mode="floor")])
     return ordered[:, middle].mean(1).float()[:, None, None]
 

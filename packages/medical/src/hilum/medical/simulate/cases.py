@@ -73,8 +73,8 @@ def has(seed: int, number: int, name: str, prevalence: float) -> bool:
 
 def _shape(rng: np.random.Generator) -> Shape:
     frequency = sum(np.meshgrid(np.arange(3), np.arange(4), np.arange(4), indexing="ij"))
-    waves = rng.normal(size=(2, 3, 4, 4)) * 9.0 / (1 + frequency)
-    thick, size, high, wide = (float(v) for v in rng.normal(0, (0.12, 0.045, 0.04, 0.04)))
+    waves = rng.normal(size=(2, 3, 4, 4)) * 7.0 / (1 + frequency)
+    thick, size, high, wide = (float(v) for v in rng.normal(0, (0.1, 0.035, 0.03, 0.03)))
     return Shape((float(np.exp(thick)), float(np.exp(size + high)), float(np.exp(size + wide))), waves)
 
 
@@ -82,8 +82,8 @@ def _pose(rng: np.random.Generator) -> Pose:
     ap = bool(rng.random() < 0.35)
     sway = 1.5 if ap else 1.0
     yaw, lean, roll = (float(v) for v in rng.normal(0, sway, 3) * (1.6, 1.6, 1.2))
-    shift = tuple(float(v) for v in rng.normal(0, 5 * sway, 2))
-    breath = -float(rng.gamma(2.0, 5.0 * sway))
+    shift = tuple(float(v) for v in rng.normal(0, 4 * sway, 2))
+    breath = -float(rng.gamma(2.0, 4.0 * sway))
     source = float(rng.uniform(1000, 1300) if ap else rng.uniform(1700, 2000))
     return Pose("AP" if ap else "PA", yaw, lean, roll, shift, breath, source)  # type: ignore[arg-type]
 
