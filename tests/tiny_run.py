@@ -32,17 +32,28 @@ optim: {name: adamw, lr: 1.0e-3}
 """  # noqa: E501
 
 
-def write_run(folder: Path, *, sets: tuple[str, ...] = (), average: bool = False, yaml: str = YAML, **run: Any) -> Objective:
+def write_run(
+    folder: Path, *, sets: tuple[str, ...] = (), average: bool = False, yaml: str = YAML, **run: Any
+) -> Objective:
     """Writes config.yaml, run.json and checkpoints/best.ckpt; returns the objective whose weights they hold."""
     recipe = parse_recipe(yaml, origin="tiny.yaml", sets=sets)
-    told = {"study": "/home/someone/gone", "split": "default", "fraction": 0.5, "index_digest": "1d" * 32, "split_digest": "5d" * 32}
+    told = {
+        "study": "/home/someone/gone",
+        "split": "default",
+        "fraction": 0.5,
+        "index_digest": "1d" * 32,
+        "split_digest": "5d" * 32,
+    }
     recipe = recipe.with_({"run": {**told, **run}})
     objective = trained(recipe)
     at = RunFolder(folder)
     folder.mkdir(parents=True)
     at.write_config(recipe)
     counts = {"train": {name: [4, 12, 1] for name in NAMES}}
-    at.note(labels={"names": list(NAMES), "task": recipe["task"]}, counts=counts, rows={"train": 17, "val": 8})
+    labels = (
+        {"labels": {"names": list(NAMES), "task": recipe["task"]}, "counts": counts} if "head" in recipe.data else {}
+    )
+    at.note(rows={"train": 17, "val": 8}, **labels)
     state = objective.state_dict()
     shadow = {n: p * 0.5 for n, p in objective.named_parameters()} if average else None
     save_checkpoint(at.checkpoint("best"), {"format": 1, "objective": state, "average": shadow})
@@ -51,7 +62,7 @@ def write_run(folder: Path, *, sets: tuple[str, ...] = (), average: bool = False
 
 def trained(recipe: Recipe, *, seed: int = 1) -> Objective:
     """The recipe's objective with random weights that spread its scores."""
-    labels = LabelSpace(NAMES, recipe["task"])
+    labels = LabelSpace(NAMES, recipe["task"]) if "head" in recipe.data else None
     objective, _ = build_objective(recipe, labels, init=dict.fromkeys(recipe["encoders"], "structure"))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -10,6 +10,6 @@ python=${PYTHON:-python3}
 "$venv/bin/uv" pip install -q --python "$venv/bin/python" ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
     -c constraints.txt hatchling editables
 "$venv/bin/uv" pip install -q --python "$venv/bin/python" ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
-    -c constraints.txt --no-build-isolation \
+    -c constraints.txt --no-build-isolation --compile-bytecode \
     -e 'packages/core[dev]' -e packages/medical -e packages/surgical -e packages/infrared -e packages/industrial
 "$venv/bin/python" tools/repair_torchvision.py

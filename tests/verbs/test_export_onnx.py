@@ -86,10 +86,16 @@ def test_what_lies_beside_the_graph(exported: ExportResult) -> None:
     assert exported.files == ("README.md", "model.onnx", "parity.json", "preprocessing.json", "samples.safetensors")
     parity = json.loads((exported.folder / "parity.json").read_text())
     assert len(parity["images"]) == 8 == exported.random and parity["tolerance"] == 1e-4
-    assert parity["max_abs_difference"] == exported.max_abs_difference == max(r["max_abs_difference"] for r in parity["images"])
+    assert (
+        parity["max_abs_difference"]
+        == exported.max_abs_difference
+        == max(r["max_abs_difference"] for r in parity["images"])
+    )
     assert exported.max_abs_difference < 1e-5
     card = (exported.folder / "README.md").read_text()
-    assert "(N, 1, H, W)" in card and "onnxruntime" in card and "not a medical device" in card and "Not evaluated" in card
+    assert (
+        "(N, 1, H, W)" in card and "onnxruntime" in card and "not a medical device" in card and "Not evaluated" in card
+    )
     assert b"/home/someone" not in b"".join(p.read_bytes() for p in exported.folder.iterdir())
 
 

@@ -73,7 +73,10 @@ def test_they_are_what_evaluation_reads(study: Path, model: LoadedModel) -> None
     opened = Study(study)
     names = [opened.file(int(row))[0] for row in Split.load(opened).rows("val")]
     sizes = {np.asarray(Image.open(path)).shape for path in names}
-    reduced = {(64, round(64 * w / h)) if h < w and h > 64 else (round(64 * h / w), 64) if w > 64 and h > 64 else (h, w) for h, w in sizes}
+    reduced = {
+        (64, round(64 * w / h)) if h < w and h > 64 else (round(64 * h / w), 64) if w > 64 and h > 64 else (h, w)
+        for h, w in sizes
+    }
     assert len(examples) == 8 and {e.size for e in examples} <= reduced
     assert sum(e.whole is not None for e in examples) == 2
     graph = ExportedModel(model.objective, whole.preprocessing).eval()

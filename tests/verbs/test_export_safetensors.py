@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny_run import NAMES, write_run
+from tiny_run import NAMES, YAML, write_run
 
 from hilum.augment.augmenter import Augmenter
-from hilum.core.errors import HilumError
+from hilum.core.errors import HilumError, Unsupported
 from hilum.core.types import Batch, Meta, Pixels, Window
-from hilum.verbs import exporting
+from hilum.verbs import deployed, exporting
 from hilum.verbs.assembly import normalisation
 from hilum.verbs.deployed import load_deployed
 from hilum.verbs.exporting import ExportResult, export
@@ -28,11 +29,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "exported").mkdir()
     (folder / "exported" / "encoder.json").write_text(json.dumps({"licence": "CC-BY-NC-4.0", "source": "a start"}))
     point = {"finding": "nodule", "threshold": 0.4375, "rule": "youden", "split": "val", "n": 90, "n_groups": 45}
-    metrics = {m: {"value": 0.8125, "lo": 0.75, "hi": 0.875, "n": 60, "n_groups": 30, "reason": ""} for m in ("auroc", "auprc")}
-    refused = {m: {"value": None, "lo": None, "hi": None, "n": 60, "n_groups": 30, "reason": "3 positive groups"} for m in metrics}
+    metrics = {
+        m: {"value": 0.8125, "lo": 0.75, "hi": 0.875, "n": 60, "n_groups": 30, "reason": ""} for m in ("auroc", "auprc")
+    }
+    refused = {
+        m: {"value": None, "lo": None, "hi": None, "n": 60, "n_groups": 30, "reason": "3 positive groups"}
+        for m in metrics
+    }
     findings = [
         {"name": "nodule", "n": 60, "n_positive": 21, "metrics": metrics, "point": point},
-        {"name": "heart|size", "n": 60, "n_positive": 3, "metrics": refused, "point": None, "point_reason": "3 positive groups"},
+        {
+            "name": "heart|size",
+            "n": 60,
+            "n_positive": 3,
+            "metrics": refused,
+            "point": None,
+            "point_reason": "3 positive groups",
+        },
     ]
     told = {"n": 61, "n_groups": 31, "findings": findings, "macro": {"metrics": metrics}, "warnings": ["One warning."]}
     told["intervals"] = {"kind": "percentile 95 %", "resampled": "groups", "n": 1000, "seed": 0}
@@ -116,7 +129,9 @@ def test_no_path_leaves(exported: ExportResult) -> None:
     assert sorted(exported.files) == sorted(p.name for p in exported.folder.iterdir())
 
 
-def test_a_non_commercial_licence_is_printed_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_non_commercial_licence_is_printed_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export(run, out=tmp_path / "out")
     printed = capsys.readouterr().out
     assert printed.count("CC-BY-NC-4.0") == 1 and "not for commercial use" in printed
@@ -145,6 +160,45 @@ def test_what_differs_is_refused_and_leaves_nothing(run: Path, tmp_path: Path, m
     with pytest.raises(HilumError, match="disagrees with the trained model on 8 of 8"):
         export(run, out=tmp_path / "out")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be written: Permission denied"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_message_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, told: str
+) -> None:
+    def refuse(model: object, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(deployed, "save_deployed", refuse)
+    with pytest.raises(HilumError, match=told):
+        export(run, out=tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_pretrained_encoder_is_exported_by_its_features(tmp_path: Path) -> None:
+    mae = YAML.replace(
+        "{name: supervised, task: multilabel}", "{name: masked, decoder_depth: 1, decoder_width: 32, decoder_heads: 2}"
+    )
+    mae = "".join(line for line in mae.splitlines(keepends=True) if not line.startswith(("head:", "task:")))
+    write_run(tmp_path / "mae", yaml=mae)
+    assert export(tmp_path / "mae", out=tmp_path / "out").max_abs_difference == 0.0
+    encoder = load_model(tmp_path / "mae").objective.exported()["encoder"]
+    back, image = load_deployed(tmp_path / "out"), decoded((32, 32))
+    shown = ((torch.from_numpy(image.stored.astype(np.float32)) - 24 - 500) / 2500).clamp(0, 1).expand(1, 3, -1, -1)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (back.preprocessing.mean, back.preprocessing.std))
+    with torch.no_grad():
+        expected = encoder((shown - mean) / std).pooled
+    torch.testing.assert_close(back.embed([image]), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(Unsupported):
+        back.predict([image])
 
 
 def test_changed_files_are_refused(exported: ExportResult, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def export(
 
     if to not in TOLERANCE:
         raise HilumError(f"cannot export to {to!r}", fix="--to onnx or --to safetensors")
-    out = _free(Path(out))
+    out = _free(Path(out).absolute())
     model = load_model(run, checkpoint=checkpoint)
     if to == "onnx" and type(model.objective).predict is Objective.predict:
         raise Unsupported(
@@ -162,14 +162,17 @@ def _staged(out: Path) -> Iterator[Path]:
             _sync(path)
         folder.replace(out)
         _sync(out.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except HilumError:
+        raise
+    except Exception as error:  # safetensors and onnx wrap the system's errors in their own
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise HilumError(
                 "the disk is full", where=str(out.parent), fix="free space; nothing was written"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise HilumError(
-                f"{out.name} cannot be written: {error.strerror}", where=str(out.parent), fix="name another --out"
+                f"{out.name} cannot be written: {os.strerror(number)}", where=str(out.parent), fix="name another --out"
             ) from error
         raise
     finally:

@@ -24,6 +24,7 @@ def index(
     headers_only: bool = False,
     exclude: list[str] | None = None,
     max_quarantined: str | None = None,
+    max_unmatched: float = 0.01,
 ) -> Any:
     """Read an archive into a study: every file ends as indexed, skipped or quarantined, with a reason.
 
@@ -40,7 +41,8 @@ def index(
         workers: reading processes (default: one a core)
         headers_only: do not decode pixels (fast look; no hashes and statistics)
         exclude: glob of paths to leave out
-        max_quarantined: exit 0 although files were quarantined, up to this share, e.g. 1%%
+        max_quarantined: exit 0 although files were quarantined, up to this share, e.g. 1%
+        max_unmatched: share of label rows or files that may find no partner
     """
     from hilum.data.index import index_archive
 
@@ -61,6 +63,7 @@ def index(
         headers_only=headers_only,
         exclude=exclude or (),
         max_quarantined=max_quarantined,
+        max_unmatched=max_unmatched,
     )
     print(summary(result.counts))
     print(f"study: {result.study}")

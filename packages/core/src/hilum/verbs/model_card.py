@@ -214,7 +214,8 @@ def _checks(parity: Mapping[str, Any], to: str) -> list[str]:
         "",
         f"{what} and compared with the trained model on {counts['real']} real and {counts['random']} random images:"
         f" the largest difference of an output is {parity['max_abs_difference']:.2g} (allowed: {parity['tolerance']:g})."
-        " `parity.json` has the table; `samples.safetensors` holds the random images with their windows and expected outputs, for a check anywhere.",
+        " `parity.json` has the table; `samples.safetensors` holds the random images with their windows and expected"
+        " outputs, for a check anywhere.",
         *(["", *parity["notes"]] if parity["notes"] else []),
     ]
 
