@@ -72,11 +72,16 @@ def sample(number: int, epoch: int = 0) -> Any:
     if number % 4 == 3:
         target[2] = torch.nan  # unknown labels make counts uneven
     sample_id = f"{number * 2654435761 % 2**32:08x}"
+    key = SampleKey.of(0, epoch, sample_id)
     about = {"slope": 1.0, "intercept": 0.0, "window": Window(500.0, 3300.0), "stats": {"mean": 1400.0}}
-    return Sample({"image": pixels}, {"labels": target}, Meta(sample_id, f"g{number // 2}", key=SampleKey.of(0, epoch, sample_id), extra={"image": about}))
+    return Sample(
+        {"image": pixels}, {"labels": target}, Meta(sample_id, f"g{number // 2}", key=key, extra={"image": about})
+    )
 
 
-def batch(numbers: Sequence[int], *, train: bool = False, epoch: int = 0, config: dict[str, Any] | None = None) -> Batch:
+def batch(
+    numbers: Sequence[int], *, train: bool = False, epoch: int = 0, config: dict[str, Any] | None = None
+) -> Batch:
     """Collated, augmented, normalised."""
     return augmenter(config).apply(collate([sample(n, epoch) for n in numbers]), train=train)
 
@@ -98,7 +103,9 @@ class MatrixFeed:
     def steps_per_epoch(self) -> int:
         return self.n // self.size
 
-    def train_loader(self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int) -> Iterable[list[Batch]]:
+    def train_loader(
+        self, epoch: int, *, start_step: int, rank: int, world: int, accumulate: int
+    ) -> Iterable[list[Batch]]:
         from hilum.parts.rng import permutation
 
         order = permutation(self.n, seed=0, epoch=epoch).tolist()
@@ -129,9 +136,13 @@ class Steps:
         return len(self.steps)
 
 
-def loop(objective: Objective, *, steps: int = 6, accumulate: int = 1, folder: Path | None = None, **changes: Any) -> Loop:
+def loop(
+    objective: Objective, *, steps: int = 6, accumulate: int = 1, folder: Path | None = None, **changes: Any
+) -> Loop:
     settings = LoopSettings(
-        optimisers=lambda m: {"main": torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05, momentum=0.9)},
+        optimisers=lambda m: {
+            "main": torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+        },
         schedule=lambda step: 1.0,
         total_steps=steps,
         total_epochs=-(-steps // 3),
@@ -142,7 +153,9 @@ def loop(objective: Objective, *, steps: int = 6, accumulate: int = 1, folder: P
     return Loop(objective, MatrixFeed(), settings, folder=folder)
 
 
-def train(*, folder: Path, name: str, strategy: str = "auto", devices: int = 1, accumulate: int = 1, steps: int = 3) -> dict[str, Any]:
+def train(
+    *, folder: Path, name: str, strategy: str = "auto", devices: int = 1, accumulate: int = 1, steps: int = 3
+) -> dict[str, Any]:
     """Final weights and logged losses of a registered objective (run on ranks by name)."""
     from hilum.core.fit import fit
 

@@ -57,7 +57,7 @@ def test_identity_at_the_start_and_when_switched_off() -> None:
 
 
 def test_only_the_asked_rows_of_a_fused_projection_change() -> None:
-    """Card 47, must show 3."""
+    """Card 47."""
     encoder, x = vit(), torch.randn(5, 32)
     layer = encoder.net.blocks[1].attn.qkv
     before = layer(x)
@@ -169,7 +169,7 @@ def test_two_adapters_add_up_and_scale_apart() -> None:
 
 
 def test_a_delta_is_small_and_moves_to_an_equal_base_only() -> None:
-    """Card 47, must show 4 and 5."""
+    """Card 47."""
     x, source = images(), vit()
     adapter = LoRA(rank=2)
     adapter.attach(source)

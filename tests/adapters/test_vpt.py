@@ -39,7 +39,7 @@ def attached(encoder: Any, **options: Any) -> VPT:
 
 
 def by_hand(encoder: Any, prompts: Tensor, x: Tensor, *, deep: bool, registers: int = 0) -> Tensor:
-    """x_i = Block_i([cls; P_{i-1}; patches]) with timm's blocks and a plain loop (card 47)."""
+    """x_i = Block_i([cls; P_{i-1}; patches]) with timm's blocks and a plain loop (arXiv 2304.13639)."""
     net, p = encoder.net, prompts.shape[1]
     start = 1 + registers
     h = net._pos_embed(net.patch_embed(x))
@@ -56,7 +56,7 @@ def by_hand(encoder: Any, prompts: Tensor, x: Tensor, *, deep: bool, registers: 
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("registers", [0, 2])
 def test_equals_an_explicit_loop(deep: bool, registers: int) -> None:
-    """Card 47, must show 1."""
+    """Card 47."""
     encoder, x = vit(reg_tokens=registers), images()
     adapter = attached(encoder, tokens=4, deep=deep)
     check_adapter(adapter)
@@ -94,7 +94,7 @@ def test_a_prompt_changes_nothing_before_its_block() -> None:
 
 
 def test_counts_bounds_and_frozen_base() -> None:
-    """Card 47, must show 2: L p D deep, p D shallow; bound sqrt(6 / (3 patch^2 + D))."""
+    """Card 47: L p D deep, p D shallow; bound sqrt(6 / (3 patch^2 + D))."""
     encoder = vit()
     keys, digest = list(encoder.state_dict()), state_sha256(encoder)
     deep, shallow = attached(encoder, tokens=50), attached(vit(), tokens=50, deep=False)
@@ -135,7 +135,7 @@ def test_works_with_kept_tokens_padding_and_taps() -> None:
 
 
 def test_delta_moves_and_wrong_sizes_raise() -> None:
-    """Card 47, must show 4 and 5."""
+    """Card 47."""
     x, source = images(), vit()
     adapter = attached(source, tokens=4)
     twin = vit()

@@ -272,7 +272,7 @@ except HilumError as error:
 
 def test_other_faults_of_the_system_are_one_message_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(HilumError, match=r"x\.json could not be written: Not a directory"):
+    with pytest.raises(HilumError, match=r"x\.json could not be written: File exists"):
         write_json(tmp_path / "file" / "x.json", {})
 
 

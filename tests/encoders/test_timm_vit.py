@@ -85,7 +85,7 @@ def test_keep_of_all_tokens_is_the_plain_forward() -> None:
 
 
 def test_keep_equals_a_short_reference() -> None:
-    """Card 28, must show 1: positions are added before tokens are removed, CLS gets its own afterwards."""
+    """arXiv 2210.12843: positions are added before tokens are removed, CLS gets its own afterwards."""
     encoder, x = tiny(), images()
     net, noise = encoder.net, torch.rand(2, 16, generator=torch.Generator().manual_seed(5))
     keep = noise.argsort(1)[:, :4]
@@ -203,7 +203,7 @@ def test_fixed_sincos_table_has_maes_layout() -> None:
 
 
 def test_patch_14_at_224_gives_257_tokens() -> None:
-    """Card 35, must show 1: 16 x 16 patches and CLS."""
+    """arXiv 2308.07688: 16 x 16 patches and CLS."""
     encoder = tiny(size=224, patch_size=14, depth=1)
     out = encoder(images(224, n=1))
     assert sequence(out).shape == (1, 257, 32) and out.grid == (16, 16)
@@ -243,7 +243,7 @@ def test_second_reader_between_attention_and_feed_forward() -> None:
 
 
 def test_average_pooling_has_a_new_norm_and_no_final_norm() -> None:
-    """Card 28, fine-tuning: mean of the patch tokens without CLS, then fc_norm; the final norm is gone."""
+    """arXiv 2210.12843, fine-tuning: mean of the patch tokens without CLS, then fc_norm; the final norm is gone."""
     encoder, x = tiny(pooling="avg"), images()
     names = {n for n, _ in encoder.named_parameters()}
     assert "net.fc_norm.weight" in names and "net.norm.weight" not in names
@@ -256,7 +256,7 @@ def test_average_pooling_has_a_new_norm_and_no_final_norm() -> None:
 
 
 def test_layer_decay_by_depth() -> None:
-    """Card 28, must show 4, on the encoder's own names."""
+    """arXiv 2210.12843, on the encoder's own names."""
     encoder = tiny(depth=12, pooling="avg")
     groups = param_groups(
         encoder,

@@ -80,7 +80,7 @@ def test_safetensors_and_a_folder_with_one_file(tmp_path: Path) -> None:
 
 
 def test_positions_resize_bicubically_and_cls_stays(tmp_path: Path) -> None:
-    """Card 28, must show 5; card 35, must show 1."""
+    """arXiv 2210.12843; arXiv 2308.07688, must show 1."""
     source = vit(size=112, seed=1)  # 14 x 14 patches
     torch.save(bare(source), tmp_path / "w.pt")
     same_size, larger = vit(size=112, seed=2), vit(size=224, seed=2)
@@ -95,7 +95,7 @@ def test_positions_resize_bicubically_and_cls_stays(tmp_path: Path) -> None:
 
 
 def test_dinov2_shaped_table_at_its_own_size_and_at_224(tmp_path: Path) -> None:
-    """Card 35, must show 1: 37 x 37 positions at 518 pixels; at 224 there are 16 x 16 and CLS."""
+    """arXiv 2308.07688: 37 x 37 positions at 518 pixels; at 224 there are 16 x 16 and CLS."""
     source = vit(size=518, seed=1, patch_size=14, depth=1)
     assert source.net.pos_embed.shape == (1, 1370, 32)
     torch.save(bare(source), tmp_path / "w.pt")
@@ -179,7 +179,7 @@ def test_too_few_tensors_are_refused_unless_allowed(tmp_path: Path) -> None:
 
 
 def test_pooling_by_average_leaves_the_final_norm_and_starts_a_new_one(tmp_path: Path) -> None:
-    """Card 28: what fine-tuning keeps of a masked autoencoder's encoder."""
+    """arXiv 2210.12843: what fine-tuning keeps of a masked autoencoder's encoder."""
     torch.save(bare(vit(seed=1)), tmp_path / "w.pt")
     report = load_weights(vit(seed=2, pooling="avg"), str(tmp_path / "w.pt"))
     assert set(report.missing) == {"net.fc_norm.weight", "net.fc_norm.bias"}

@@ -1,4 +1,4 @@
-"""Paired comparison (card 35, must show 3 and 4)."""
+"""Paired comparison (arXiv 2308.07688)."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ from hilum.verbs.intake import index
 from hilum.verbs.splitting import split
 
 TINY = {
-    "encoders": "{image: {name: timm/vit_tiny_patch16_224, init: scratch, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}}",
+    "encoders": "{image: {name: timm/vit_tiny_patch16_224, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}}",
     "views": "{image: {size: 32, channels: 1, voi: auto, normalise: dataset}}",
 }
 PRETRAIN = f"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -272,7 +271,7 @@ def test_too_many_unreadable_files_end_with_exit_4(archive: Path, study: Path, r
     (copy / "broken.png").unlink()
     index(copy, out=tmp_path / "study", labels=archive.parent / "labels.csv", workers=1)
     split(tmp_path / "study", val=0.25, test=0.25)
-    for name in sorted(os.listdir(copy))[::3]:
+    for name in sorted(p.name for p in copy.iterdir())[::3]:
         (copy / name).write_bytes(b"no longer an image")
     out = tmp_path / "run"
     assert (

@@ -42,7 +42,7 @@ def prepared(objective: Masked, batch: Batch) -> Batch:
 
 
 def reference(objective: Masked, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, removed-mask and latent after card 28's steps 1 to 5, one image at a time, with loops for shuffling."""
+    """Loss, removed-mask and latent after arXiv 2210.12843's steps 1 to 5, one image at a time, with loops for shuffling."""
     net, dec, p = objective.encoder.net, objective.decoder, 8
     total, masks, latents = 0.0, [], []
     for image, row in zip(images, noise, strict=True):
@@ -70,7 +70,7 @@ def reference(objective: Masked, images: Tensor, noise: Tensor) -> tuple[Tensor,
 
 
 def test_equals_a_reference_on_the_same_noise() -> None:
-    """Card 28, must show 1."""
+    """arXiv 2210.12843."""
     objective, noise = masked().eval(), torch.rand(3, 16, generator=torch.Generator().manual_seed(2))
     batch = batch_of([1, 2, 3]).with_(extra={"noise": noise})
     loss, mask, latent = reference(objective, batch.views["image"], noise)
@@ -93,7 +93,7 @@ def test_ninety_percent_of_196_keeps_19() -> None:
 
 
 def test_visible_patches_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Card 28, must show 2."""
+    """arXiv 2210.12843."""
     objective = masked().eval()
     batch = prepared(objective, batch_of([1, 2]))
     before = objective(batch).loss()
@@ -109,7 +109,7 @@ def test_visible_patches_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_normalised_targets_ignore_a_constant_in_hidden_patches() -> None:
-    """Card 28, must show 2: with normalised targets a constant added to a hidden patch changes nothing."""
+    """arXiv 2210.12843: with normalised targets a constant added to a hidden patch changes nothing."""
     for norm_target in (True, False):
         objective = masked(norm_target=norm_target).eval().double()
         batch = prepared(objective, batch_of([1, 2]).to("cpu", dtype=torch.float64))
@@ -275,7 +275,7 @@ def linear_probe(encoder: Any) -> float:
 
 
 def test_toy_run_learns_what_random_weights_do_not_know() -> None:
-    """Card 28, must show 6: below the score of each image's visible-patch mean; probe AUC up by 0.1 or more."""
+    """arXiv 2210.12843: below the score of each image's visible-patch mean; probe AUC up by 0.1 or more."""
     torch.manual_seed(0)
     view, small = {"size": 32, "channels": 1}, {"patch_size": 8, "depth": 3, "embed_dim": 64, "num_heads": 4}
     encoder = timm_encoder("vit_tiny_patch16_224", view=view, positions="sincos-fixed", **small)

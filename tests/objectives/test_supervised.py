@@ -50,7 +50,7 @@ def batch_of(n: int = 6, *, targets: Tensor | None = None, valid: Tensor | None 
 
 
 def explicit(z: Tensor, y: Tensor, valid: Tensor, w: Tensor) -> Tensor:
-    """Card 35: mean over known entries of -w y log s(z) - (1 - y) log(1 - s(z)), entry by entry."""
+    """arXiv 2308.07688: mean over known entries of -w y log s(z) - (1 - y) log(1 - s(z)), entry by entry."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b in range(z.shape[0]):
         for c in range(z.shape[1]):
@@ -62,7 +62,7 @@ def explicit(z: Tensor, y: Tensor, valid: Tensor, w: Tensor) -> Tensor:
 
 
 def test_loss_equals_the_explicit_formula() -> None:
-    """Card 35, must show 2."""
+    """arXiv 2308.07688."""
     valid = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool()
     objective = supervised(pos_weight="auto").eval()
     check_objective(objective)
@@ -82,7 +82,7 @@ def test_loss_equals_the_explicit_formula() -> None:
 
 
 def test_balanced_findings_weigh_one_and_a_rare_positive_pulls_w_times() -> None:
-    """Card 35, must show 2 and 5: w = (N - n) / n over the rows that train serves, unknown rows left out."""
+    """arXiv 2308.07688: w = (N - n) / n over the rows that train serves, unknown rows left out."""
     objective = supervised(pos_weight="auto")
     assert torch.allclose(objective.pos_weight, torch.tensor([4.0, 1.0, 1.0]))
     labels = LabelSpace(("nodule",), counts={"train": {"nodule": (7, 7, 99)}})
@@ -173,7 +173,7 @@ def test_overfits_eight_samples_and_predicts_them() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "vpt"])
 def test_adapters_learn_while_the_base_stands_still(kind: str) -> None:
-    """Card 47, must show 2: the frozen set's checksum is unchanged and the backbone is in eval mode during fit."""
+    """Card 47: the frozen set's checksum is unchanged and the backbone is in eval mode during fit."""
     encoder = vit(drop_path=0.2)
     adapter = LoRA(rank=2) if kind == "lora" else VPT(tokens=3)
     adapter.attach(encoder)

@@ -13,7 +13,7 @@ from hilum.parts.rng import Stream, pixel_noise
 
 
 def reference(noise, ratio):
-    """Card 28, "Masking", in plain numpy."""
+    """arXiv 2210.12843, "Masking", in plain numpy."""
     keeps, restores, masks = [], [], []
     for row in noise:
         keep = int(len(row) * (1 - ratio))

@@ -1,4 +1,4 @@
-"""The transformer block against timm's, the pixel decoder against card 28's steps written out."""
+"""The transformer block against timm's, the pixel decoder against arXiv 2210.12843's steps written out."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def test_mask_hides_tokens():
 
 
 def plain_decoder(d, tokens, cls, ids_restore):
-    """Card 28, pretraining steps 3 and 4, image by image with lists."""
+    """arXiv 2210.12843, pretraining steps 3 and 4, image by image with lists."""
     out = []
     for b in range(len(tokens)):
         visible = iter(F.linear(tokens[b], d["decoder_embed.weight"], d["decoder_embed.bias"]))

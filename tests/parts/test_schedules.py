@@ -1,4 +1,4 @@
-"""Schedules against card 28's formula and on their corners."""
+"""Schedules against arXiv 2210.12843's formula and on their corners."""
 
 import math
 import pickle

@@ -1,7 +1,7 @@
 """Low-rank updates of frozen linear projections, addressed by role, also inside fused qkv.
 
 y = W x + b + scale (alpha / r) B A drop(x), A (r, d_in) Kaiming-uniform, B (d_out, r) zeros (Hu et al. 2022,
-arXiv 2106.09685, equation 3; card 47, module B).
+arXiv 2106.09685, equation 3; arXiv 2304.13639, module B).
 """
 
 from __future__ import annotations

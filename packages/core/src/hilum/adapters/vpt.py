@@ -1,7 +1,7 @@
 """Visual prompts: learned tokens between the prefix and the patches of a frozen vision transformer.
 
 Shallow: before the first block. Deep: before every block, where they replace those of the block before
-(Jia et al. 2022, arXiv 2203.12119, equations 4 to 6; card 47, module A).
+(Jia et al. 2022, arXiv 2203.12119, equations 4 to 6; arXiv 2304.13639, module A).
 """
 
 from __future__ import annotations

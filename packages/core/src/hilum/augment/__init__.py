@@ -1,1 +1,1 @@
-"""Fused augmentation: one policy, parameters drawn on the host, applied once on the device (card 00)."""
+"""Fused augmentation: one policy, parameters drawn on the host, applied once on the device (docs/augmentation.md)."""

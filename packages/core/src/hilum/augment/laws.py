@@ -20,7 +20,9 @@ from hilum.parts import geometry as geo
 from hilum.parts.rng import Stream
 
 Size = tuple[int, int]
-FIT_RATIO: Final = 256 / 224  # the shorter side is resized to size * 256 / 224, then the centre is cut (card 28)
+FIT_RATIO: Final = (
+    256 / 224
+)  # the shorter side is resized to size * 256 / 224, then the centre is cut (arXiv 2210.12843)
 ATTEMPTS: Final = 10
 
 

@@ -1,6 +1,6 @@
 """What a recipe's ``augment`` section may say: the ops, their classes and ranges, read and checked.
 
-Classes (card 00): G geometry, S stencil, W window, P pointwise, N noise. Fields (F) belong to other domains.
+Classes (docs/augmentation.md): G geometry, S stencil, W window, P pointwise, N noise. Fields (F) belong to other domains.
 
 Ranges are ``[lo, hi]``, drawn uniformly (a crop's aspect: log-uniformly). A single number ``a`` stands for ``[-a, a]``
 (rotate and shear in degrees, translate as a fraction of the side, window shift as a fraction of its width),

@@ -18,7 +18,7 @@ POINTWISE = ("brightness", "contrast", "gamma")
 
 
 class Policy:
-    """What happens between stored pixels and a network's input (card 00), for images of one size.
+    """What happens between stored pixels and a network's input (docs/augmentation.md), for images of one size.
 
     ``config`` is a recipe's ``augment`` section (see :mod:`hilum.augment.ops` for its grammar). Keys beside the ops:
 
@@ -28,7 +28,7 @@ class Policy:
     * ``fit``: how a whole image becomes the output where no random crop does (evaluation, and training without
       ``resized_crop``): ``crop`` resizes the shorter side to size * 256 / 224 and cuts the centre, ``pad`` keeps the
       whole image and its proportions, ``squash`` keeps the whole image only. ``auto``, the default, is ``crop`` for
-      policies with ``resized_crop``, whose mean zoom it meets (card 28), and ``pad`` otherwise: a radiograph's edges
+      policies with ``resized_crop``, whose mean zoom it meets (arXiv 2210.12843), and ``pad`` otherwise: a radiograph's edges
       hold findings.
     * ``hflip_with_sides: true``: allow ``hflip`` although labels name a side; every flip is recorded in the draw and
       in ``meta.geometry[view].flips`` for whoever exchanges left and right.

@@ -1,6 +1,6 @@
 """The plain torch back-end, and the oracle for the fast ones: stored pixels in, network input out.
 
-Order (card 00): geometry and filter on stored values > slope and intercept > window > [0, 1] > brightness, contrast,
+Order (docs/augmentation.md): geometry and filter on stored values > slope and intercept > window > [0, 1] > brightness, contrast,
 gamma in the policy's order > output-pixel noise > clip > channels > normalise > float32. Interpolating stored values
 and then applying slope and intercept is interpolating modality values, since taps weigh 1 in sum. Samples are treated
 one by one, so that a result cannot depend on its batch.

@@ -1,6 +1,6 @@
 """Reading an image through a matrix: border, minification filter, blur and interpolation in one place.
 
-Conventions of card 00: pixel centres at integers, extent [-0.5, N - 0.5], as ``grid_sample(align_corners=False)``;
+Conventions of docs/augmentation.md: pixel centres at integers, extent [-0.5, N - 0.5], as ``grid_sample(align_corners=False)``;
 outside taps come from the border rule; nearest is floor(u + 0.5). The order is: cut the window the output needs out of
 the stored pixels, extended by the border rule; reduce by whole factors where the scale is above 8; blur on the
 source's grid; interpolate linearly at n x n box taps an output pixel. Positions are float64.

@@ -4,7 +4,10 @@ DISTRIBUTION = "hilum"
 ENTRIES: dict[str, dict[str, object]] = {
     "objective": {
         "masked": {"target": "hilum.objectives.masked:Masked", "help": "masked autoencoding of patches (MAE)"},
-        "simmim": {"target": "hilum.objectives.simmim:SimMIM", "help": "masked patches as a token, l1 on their pixels (SimMIM)"},
+        "simmim": {
+            "target": "hilum.objectives.simmim:SimMIM",
+            "help": "masked patches as a token, l1 on their pixels (SimMIM)",
+        },
         "supervised": {"target": "hilum.objectives.supervised:Supervised", "help": "findings or classes from labels"},
     },
     "encoder": {

@@ -25,7 +25,7 @@ from torch import Tensor
 from hilum.core.errors import HilumError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write through a file in the same folder, fsync, rename, fsync the folder."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -54,11 +54,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """JSON with sorted keys, atomically."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda stream: _write(stream, text.encode()))
-
-
-def _write(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
+    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -173,20 +169,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for candidate in (_incoming(path), path, _previous(path)):
         if not candidate.is_file():
             continue
-        known = not sums or file_sha256(candidate) in sums
-        if not known and candidate == _incoming(path):
-            continue  # never announced: the write before it is the last that finished
-        if not known:
-            warnings.warn(
-                f"{candidate.name} is damaged (its hash is not on record); trying the one before", stacklevel=2
-            )
-            continue
         try:
+            if sums and file_sha256(candidate) not in sums:
+                if candidate == _incoming(path):
+                    continue  # never announced: the write before it is the last that finished
+                raise ValueError("its hash is not on record")
             payload = torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:
-            warnings.warn(
-                f"{candidate.name} cannot be read ({type(error).__name__}); trying the one before", stacklevel=2
-            )
+            told = error if type(error) is ValueError else type(error).__name__
+            warnings.warn(f"{candidate.name} is damaged ({told}); trying the one before", stacklevel=2)
             continue
         return dict(payload)
     raise HilumError(

@@ -109,7 +109,7 @@ def parser_of(function: Callable[..., Any], *, prog: str) -> argparse.ArgumentPa
     text = inspect.getdoc(function) or ""
     summary, _, rest = text.partition("Args:")
     told = dict(re.findall(r"^\s+(\w+): (.+(?:\n {8,}.+)*)", rest, flags=re.MULTILINE))
-    parser = _Parser(prog=prog, description=summary.strip().replace("%", "%%"), allow_abbrev=False)
+    parser = _Parser(prog=prog, description=summary.strip(), allow_abbrev=False)
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         help_text = " ".join(told.get(parameter.name, "").split()).replace("%", "%%")
@@ -120,32 +120,20 @@ def parser_of(function: Callable[..., Any], *, prog: str) -> argparse.ArgumentPa
 def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
     kind, many, choices = _plain(hint)
     required = parameter.default is inspect.Parameter.empty
-    shown = text if required or parameter.default in (None, False, ()) else f"{text} (default {parameter.default})"
+    default = None if required else parameter.default
+    shown = text if default in (None, False, (), "") else f"{text} (default {default})"
+    how: dict[str, Any] = {"help": shown, "default": default, "type": kind, "choices": choices}
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        extra: dict[str, Any] = {} if required else {"nargs": "?", "default": parameter.default}
-        if many:
-            extra["nargs"] = "+" if required else "*"
-        name = parameter.name.upper()
-        parser.add_argument(parameter.name, type=kind, help=shown, metavar=name, choices=choices, **extra)
+        nargs = ("+" if required else "*") if many else (None if required else "?")
+        parser.add_argument(parameter.name, metavar=parameter.name.upper(), nargs=nargs, **how)
         return
-    flag = "--" + parameter.name.rstrip("_").replace("_", "-")
+    how |= {"dest": parameter.name, "required": required}
     if kind is bool:
-        default = None if required else parameter.default
-        switch = argparse.BooleanOptionalAction
-        parser.add_argument(flag, dest=parameter.name, action=switch, required=required, default=default, help=shown)
+        how = {k: v for k, v in how.items() if k not in ("type", "choices")}
+        how["action"] = argparse.BooleanOptionalAction
     elif many:
-        how: dict[str, Any] = {"type": kind, "choices": choices, "action": "append", "required": required}
-        parser.add_argument(flag, dest=parameter.name, help=shown + " (repeatable)", **how)
-    else:
-        parser.add_argument(
-            flag,
-            dest=parameter.name,
-            type=kind,
-            choices=choices,
-            required=required,
-            default=None if required else parameter.default,
-            help=shown,
-        )
+        how |= {"action": "append", "default": None, "help": f"{shown} (repeatable)"}
+    parser.add_argument("--" + parameter.name.rstrip("_").replace("_", "-"), **how)
 
 
 def _plain(hint: Any) -> tuple[Callable[[str], Any], bool, list[Any] | None]:

@@ -28,11 +28,12 @@ def fit(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=_strategy(strategy, devices),
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,

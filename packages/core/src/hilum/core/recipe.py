@@ -156,9 +156,7 @@ def load_recipe(name: str | Path, *, sets: Sequence[str] = (), names: Registry =
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise HilumError(
-                f"there is no recipe file {path}", fix="give a path to a YAML file or a name of `hilum list`"
-            )
+            raise HilumError(f"there is no recipe file {path}", fix="a path to a YAML file, or a name of `hilum list`")
     else:
         path = names.get("recipe", str(name)).path
     try:
@@ -189,12 +187,10 @@ def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Reg
         lines.pop(key, None)
     recipe = Recipe(data, origin, lines)
     check(recipe, names=names, from_settings={s.partition("=")[0].strip() for s in sets})
-    filled = merge(DEFAULTS, data)
-    if "lr" not in filled.get("optim", {}) and "base_lr" not in filled.get("optim", {}):
-        raise HilumError(
-            "the recipe sets no learning rate", where=recipe.where("optim"), fix="add optim.lr or optim.base_lr"
-        )
-    return Recipe(filled, origin, lines)
+    if not {"lr", "base_lr"} & set(data.get("optim", {})):
+        fix = "add optim.lr or optim.base_lr"
+        raise HilumError("the recipe sets no learning rate", where=recipe.where("optim"), fix=fix)
+    return Recipe(merge(DEFAULTS, data), origin, lines)
 
 
 class _Loader(yaml.SafeLoader):
@@ -262,9 +258,7 @@ def check(recipe: Recipe, *, names: Registry = registry, from_settings: Iterable
 
     _level("", recipe.data, TOP, place, names)
     if recipe.get("schema", 1) != 1:
-        raise HilumError(
-            f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"), fix="write schema: 1"
-        )
+        raise HilumError(f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"))
     for list_ in ("stages", "tasks"):
         for number, stage in enumerate(recipe.get(list_, [])):
             _typed(f"{list_}.{number}", stage, (dict,), place(f"{list_}.{number}"))
@@ -311,11 +305,8 @@ def _section(at: str, section: Mapping[str, Any], known: Mapping[str, tuple[type
 
 def _known(key: str, known: Iterable[str], where: str, section: str) -> None:
     if key not in known:
-        raise HilumError(
-            f"unknown key {key!r} in {section}",
-            where=where,
-            fix=nearest(str(key), known) or "known keys: " + " ".join(sorted(known)),
-        )
+        fix = nearest(str(key), known) or "known keys: " + " ".join(sorted(known))
+        raise HilumError(f"unknown key {key!r} in {section}", where=where, fix=fix)
 
 
 def _typed(key: str, value: Any, types: tuple[type, ...], where: str) -> None:
@@ -328,15 +319,11 @@ def _typed(key: str, value: Any, types: tuple[type, ...], where: str) -> None:
 
 def _depth(key: str, value: dict[str, Any], place: Place) -> None:
     for inner, content in value.items():
-        if key.endswith("optim") and inner == "groups":  # one mapping a group of parameters
-            continue
-        for innermost in content.values() if isinstance(content, dict) else ():
-            if isinstance(innermost, dict):
-                raise HilumError(
-                    "a recipe is two levels deep at most",
-                    where=place(f"{key}.{inner}"),
-                    fix="move the settings into code that is registered by name",
-                )
+        groups = key.endswith("optim") and inner == "groups"  # one mapping a group of parameters
+        deeper = isinstance(content, dict) and any(isinstance(v, dict) for v in content.values())
+        if deeper and not groups:
+            fix = "move the settings into code that is registered by name"
+            raise HilumError("a recipe is two levels deep at most", where=place(f"{key}.{inner}"), fix=fix)
 
 
 def _component(kind: str, value: Mapping[str, Any], key: str, place: Place, names: Registry) -> None:

@@ -85,11 +85,8 @@ class Registry:
                 module = importlib.import_module(point.value)
                 owner, entries = str(module.DISTRIBUTION), module.ENTRIES
             except (ImportError, AttributeError, SyntaxError) as error:
-                raise HilumError(
-                    f"a plugin's manifest cannot be read: {error}",
-                    where=point.value,
-                    fix="update or uninstall that distribution",
-                ) from error
+                fix = "update or uninstall that distribution"
+                raise HilumError(f"a manifest cannot be read: {error}", where=point.value, fix=fix) from error
             self.distributions.add(owner)
             for entry in self.read_manifest(owner, entries, Path(module.__file__).parent if module.__file__ else None):
                 self._add(found, entry)
@@ -108,11 +105,8 @@ class Registry:
     def _add(found: dict[tuple[str, str], Entry], entry: Entry) -> None:
         known = found.get((entry.kind, entry.name))
         if known is not None and (known.target, known.owner) != (entry.target, entry.owner):
-            raise HilumError(
-                f"{entry.kind} {entry.name!r} is registered twice",
-                where=f"{known.owner} and {entry.owner}",
-                fix="rename one of them, or uninstall one distribution",
-            )
+            where, fix = f"{known.owner} and {entry.owner}", "rename one of them, or uninstall one distribution"
+            raise HilumError(f"{entry.kind} {entry.name!r} is registered twice", where=where, fix=fix)
         found[entry.kind, entry.name] = entry
 
     def register(self, kind: str, name: str, target: Any, *, owner: str = "this process", **options: Any) -> Entry:
@@ -127,10 +121,9 @@ class Registry:
     def entries(self, kind: str | None = None) -> dict[str, Entry]:
         """Entries of one kind by name, or of all kinds by ``kind name``."""
         both = {**self.installed, **self.local}
-        if kind is not None:
-            _check_kind(kind)
         if kind is None:
             return {f"{k} {n}": e for (k, n), e in sorted(both.items())}
+        _check_kind(kind)
         return {n: e for (k, n), e in sorted(both.items()) if k == kind}
 
     def get(self, kind: str, name: str) -> Entry:
@@ -186,20 +179,16 @@ class Registry:
 
 def _check_kind(kind: str, *, where: str = "") -> None:
     if kind not in KINDS:
-        raise HilumError(
-            f"unknown kind {kind!r}", where=where, fix=nearest(str(kind), KINDS) or "one of " + " ".join(KINDS)
-        )
+        fix = nearest(str(kind), KINDS) or "one of " + " ".join(KINDS)
+        raise HilumError(f"unknown kind {kind!r}", where=where, fix=fix)
 
 
 def _entry(kind: str, name: str, owner: str, folder: Path | None, options: dict[str, Any]) -> Entry:
     known = {f.name for f in fields(Entry)} - {"kind", "name", "owner", "folder"}
     if "target" not in options or set(options) - known:
-        wrong = sorted(set(options) - known) or ["no target"]
-        raise HilumError(
-            f"{kind} {name!r} is not declared as it should be: {', '.join(wrong)}",
-            where=owner,
-            fix=f"target, and any of {' '.join(sorted(known - {'target'}))}",
-        )
+        wrong = ", ".join(sorted(set(options) - known)) or "no target"
+        fix = f"target, and any of {' '.join(sorted(known - {'target'}))}"
+        raise HilumError(f"{kind} {name!r} is not declared as it should be: {wrong}", where=owner, fix=fix)
     lists = {key: tuple(options.get(key, ())) for key in ("requires", "view_keys")}
     return Entry(kind=kind, name=name, owner=owner, folder=folder, **{**options, **lists})
 

@@ -437,9 +437,10 @@ class Progress:
 class Source(Protocol):
     """A map-style collection of samples over an index."""
 
-    index: Any
     labels: LabelSpace | None
 
+    @property
+    def index(self) -> Any: ...
     def __len__(self) -> int: ...
     def __getitem__(self, request: Request) -> Sample: ...
 

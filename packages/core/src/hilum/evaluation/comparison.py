@@ -100,7 +100,7 @@ def paired_bootstrap(
     correction: Correction = "bh",
     paired: bool = True,
 ) -> Comparison:
-    """Compares score matrices ``a`` and ``b`` (N,F) or (S,N,F) on the same rows: card 35, evaluation 3 and 4.
+    """Compares score matrices ``a`` and ``b`` (N,F) or (S,N,F) on the same rows: arXiv 2308.07688, evaluation 3 and 4.
 
     Both models see the same redraws of groups; the one-sided p for "A better" is the share of redraws in which A is not
     strictly better (identical scores: 1 both ways; a dominated B: 0). Repeats S and ``folds`` are averaged inside each

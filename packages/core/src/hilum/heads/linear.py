@@ -35,7 +35,7 @@ def check_task(task: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 class LinearHead(Head):
-    """``pooled`` (B, dim) to one logit a name. Weights are truncated normal with ``init_std`` (card 28: 2e-5), bias 0.
+    """``pooled`` (B, dim) to one logit a name. Weights are truncated normal with ``init_std`` (arXiv 2210.12843: 2e-5), bias 0.
 
     ``batch_norm`` puts a normalisation without learned scale before it, as linear probing of masked autoencoders does.
     """

@@ -1,4 +1,4 @@
-"""How much more a rare finding's positives count (card 35, "Loss")."""
+"""How much more a rare finding's positives count (arXiv 2308.07688, "Loss")."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Masked autoencoding: encode the few visible patches, predict the pixels of the hidden ones.
 
-He et al. 2021 (arXiv 2111.06377) section 3; card 28, "Pretraining forward pass" (arXiv 2210.12843):
+He et al. 2021 (arXiv 2111.06377) section 3; arXiv 2210.12843, "Pretraining forward pass":
 L = sum_bp m_bp mean_c (pred_bpc - target_bpc)^2 / sum_bp m_bp.
 """
 

@@ -38,7 +38,9 @@ class SimMIM(Objective):
         size = int(parts.views[self.view]["size"])
         self.grid = patch_grid([size] * len(self.patch), self.patch)
         if any(side % unit for side in self.grid):
-            raise HilumError(f"units of {unit} patches do not tile a grid of {self.grid}", where="objective.unit", fix="unit: 1")
+            raise HilumError(
+                f"units of {unit} patches do not tile a grid of {self.grid}", where="objective.unit", fix="unit: 1"
+            )
         self.units = torch.Size([side // unit for side in self.grid]).numel()
         self.hidden = round(ratio * self.units)
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
 """Learning from labels: findings (sigmoid) or classes (softmax), fine-tuning or with a frozen encoder.
 
-Card 28, "Fine-tuning", and card 35, "Loss": for findings
+arXiv 2210.12843, "Fine-tuning", and arXiv 2308.07688, "Loss": for findings
 L = mean over known entries of -w_c y log s(z) - (1 - y) log(1 - s(z)), w_c = (N - n_c) / n_c with ``pos_weight`` auto.
 """
 

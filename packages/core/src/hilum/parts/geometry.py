@@ -1,6 +1,6 @@
 """The algebra of image geometry: homogeneous float64 matrices from OUTPUT pixel centres to SOURCE pixel centres.
 
-Conventions (card 00): pixel centres at integers 0 .. N-1, extent [-0.5, N-0.5], axis order (y, x) or (z, y, x), as in
+Conventions (docs/augmentation.md): pixel centres at integers 0 .. N-1, extent [-0.5, N-0.5], axis order (y, x) or (z, y, x), as in
 ``grid_sample(align_corners=False)``. *Edge coordinates* measure from the image's outer edge: centre + 0.5.
 
 :func:`scaling`, :func:`rotation`, :func:`shear` return (d, d) linear parts, already output -> source, named by what

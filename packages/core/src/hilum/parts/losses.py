@@ -3,7 +3,7 @@
 Everything is computed in float32. What does not count contributes exactly 0 to value and gradient, even where it is
 NaN or infinite.
 
-Sources: He et al. 2021 (MAE) and card 28 for the masked mean squared error.
+Sources: He et al. 2021 (MAE) and arXiv 2210.12843 for the masked mean squared error.
 """
 
 from __future__ import annotations

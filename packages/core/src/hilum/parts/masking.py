@@ -1,6 +1,6 @@
 """Which tokens a masked model sees.
 
-Sources: He et al. 2021 (MAE) section 3 and card 28, "Masking"; block-wise masking: Bao et al. 2021 (BEiT) algorithm 1.
+Sources: He et al. 2021 (MAE) section 3 and arXiv 2210.12843, "Masking"; block-wise masking: Bao et al. 2021 (BEiT) algorithm 1.
 Noise comes from :func:`hilum.parts.rng.pixel_noise`, so a mask depends on the sample's key and on nothing else.
 """
 

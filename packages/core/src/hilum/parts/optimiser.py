@@ -1,6 +1,6 @@
 """Parameter groups from rules, layer-wise learning-rate decay, and the optimisers.
 
-Sources: layer decay as in Clark et al. 2020 (ELECTRA) and card 28: group of depth l gets lr * d^(L + 1 - l), L blocks;
+Sources: layer decay as in Clark et al. 2020 (ELECTRA) and arXiv 2210.12843: group of depth l gets lr * d^(L + 1 - l), L blocks;
 LARS: You et al. 2017, equation 6.
 """
 

@@ -1,6 +1,6 @@
 """Networks that predict what was hidden: a pre-norm transformer block and the pixel decoder of a masked autoencoder.
 
-Sources: Dosovitskiy et al. 2021 (ViT) section 3.1; He et al. 2021 (MAE) section 3; card 28, "Pretraining forward pass",
+Sources: Dosovitskiy et al. 2021 (ViT) section 3.1; He et al. 2021 (MAE) section 3; arXiv 2210.12843, "Pretraining forward pass",
 steps 3 and 4. Names of parameters are those of published checkpoints (``blocks.0.attn.qkv``, ``decoder_embed``, ...).
 """
 

@@ -1,6 +1,6 @@
 """Numbers that change over a run: learning rate, momentum of a teacher, loss weights.
 
-Sources: card 28 (linear warm-up, then half a cosine, updated every step); Grill et al. 2020 (BYOL) section 3.3 for a
+Sources: arXiv 2210.12843 (linear warm-up, then half a cosine, updated every step); Grill et al. 2020 (BYOL) section 3.3 for a
 cosine momentum.
 """
 
@@ -47,7 +47,7 @@ def step(milestones: Sequence[float], *, gamma: float = 0.1, base: float = 1.0) 
 
 
 def warmup_cosine(total: float, warmup: float, base: float = 1.0, floor: float = 0.0) -> Schedule:
-    """Card 28: base t / warmup, then floor + (base - floor) (1 + cos(pi (t - warmup) / (total - warmup))) / 2.
+    """arXiv 2210.12843: base t / warmup, then floor + (base - floor) (1 + cos(pi (t - warmup) / (total - warmup))) / 2.
 
     ``total`` and ``warmup`` share the unit of t (optimiser steps for :meth:`Schedule.at`). Beyond ``total`` it stays at
     ``floor``.

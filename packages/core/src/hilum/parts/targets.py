@@ -1,6 +1,6 @@
 """What a masked model predicts.
 
-Source: He et al. 2021 (MAE) section 3, "Reconstruction target"; card 28 step 5.
+Source: He et al. 2021 (MAE) section 3, "Reconstruction target"; arXiv 2210.12843 step 5.
 """
 
 from __future__ import annotations

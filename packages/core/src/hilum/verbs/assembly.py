@@ -364,12 +364,12 @@ def depths(module: nn.Module) -> tuple[Callable[[str], int] | None, int]:
     }
     if not encoders:
         return None, 0
-    layers = max(int(m.num_layers) for m in encoders.values())  # type: ignore[arg-type]
+    layers = max(int(m.num_layers) for m in encoders.values())
 
     def depth(name: str) -> int:
         for prefix, encoder in encoders.items():
             if name.startswith(f"{prefix}."):
-                return int(encoder.depth_of(name[len(prefix) + 1 :]))  # type: ignore[operator]
+                return int(encoder.depth_of(name[len(prefix) + 1 :]))
         return layers + 1
 
     return depth, layers

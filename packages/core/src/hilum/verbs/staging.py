@@ -12,11 +12,14 @@ import fnmatch
 import hashlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hilum.core.errors import HilumError
 from hilum.core.recipe import Recipe, merge
 from hilum.verbs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from hilum.verbs.training import RunResult
 
 OWN_KEYS = ("name", "init", "train", "eval_mode")
 
@@ -44,9 +47,9 @@ def stage_recipes(recipe: Recipe) -> list[tuple[str, dict[str, Any], Recipe]]:
     return result
 
 
-def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool, track: bool, quiet: bool) -> Any:
+def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool, track: bool, quiet: bool) -> RunResult:
     """Run what is not finished; the last stage's exports become the run's."""
-    from hilum.verbs.training import run_one
+    from hilum.verbs.training import RunResult, run_one
 
     if not resuming:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -77,8 +80,6 @@ def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool,
     shutil.copytree(last.path / "checkpoints", folder.path / "checkpoints", dirs_exist_ok=True)
     folder.note(**{k: v for k, v in last.facts.items() if k != "mlflow"}, stages=list(done))
     if result is None:
-        from hilum.verbs.training import RunResult
-
         result = RunResult(folder.path, "finished", 0)
     result.folder = folder.path
     return result

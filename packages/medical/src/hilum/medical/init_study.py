@@ -1,6 +1,6 @@
 """``hilum init-study``: several starts, one network and one budget, paired statistics.
 
-Tayebi Arasteh et al. 2024 (arXiv 2308.07688), card 35. What differs from the released code, because it was wrong there:
+Tayebi Arasteh et al. 2024 (arXiv 2308.07688). What differs from the released code, because it was wrong there:
 the checkpoint and the learning rate are chosen on validation patients, never on the test set; redraws are of patients;
 false-discovery control runs over all findings at once.
 """
@@ -62,7 +62,7 @@ def init_study(
     chosen: dict[str, list[float]] = {name: [] for name in starts}
     for fold in range(folds) if folds else [None]:
         for name, init in starts.items():
-            common = {
+            common: dict[str, Any] = {
                 "study": Path(study),
                 "recipe": recipe,
                 "init": init,
