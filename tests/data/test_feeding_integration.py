@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hilum.core.errors import LeakError
+from hilum.core.errors import HilumError, LeakError
 from hilum.core.types import Batch, Ragged
 from hilum.data.cache import ShardCache
 from hilum.data.index import index_archive
@@ -132,6 +132,10 @@ def test_an_official_split_joined_by_patient(tmp_path: Path) -> None:
         csv.writer(file).writerows([rows[0], *sorted({tuple(r) for r in rows[1:]})])
     split = make_split(study, from_table=(by_patient, "split"), name="official", near=False)
     assert {p: len(split.groups(p)) for p in ("train", "test")} == {"train": 8, "test": 4}
+    own = make_split(study, from_table=("", "split"), name="labels", near=False)
+    assert own.digest == split.digest and own.info["from"] == {"table": "labels.parquet", "column": "split"}
+    with pytest.raises(HilumError, match="no column 'fold'"):
+        make_split(study, from_table=("", "fold"), near=False)
 
 
 def test_real_radiographs(real_data: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 patients of 16-bit PNG: a bright disc on the left and a dark square on the right are the findings; one file is broken on purpose."""
+    """48 patients of 16-bit PNG: a bright disc on the left and a dark square on the right are findings; one file is broken."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("archive")

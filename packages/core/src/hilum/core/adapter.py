@@ -49,11 +49,9 @@ class Adapter(nn.Module):
     def load(self, delta: Mapping[str, Tensor], *, base_sha256: str | None = None) -> None:
         """Load a delta; refuse one made for another base."""
         if base_sha256 is not None and self.base_sha256 is not None and base_sha256 != self.base_sha256:
-            raise HilumError(
-                "this adapter was trained on other base weights",
-                where=f"delta: {base_sha256[:12]}, base here: {self.base_sha256[:12]}",
-                fix="load the base it was trained on (its card names it)",
-            )
+            where = f"delta: {base_sha256[:12]}, base here: {self.base_sha256[:12]}"
+            fix = "load the base it was trained on (its card names it)"
+            raise HilumError("this adapter was trained on other base weights", where=where, fix=fix)
         try:
             self.load_state_dict(dict(delta))
         except RuntimeError as error:

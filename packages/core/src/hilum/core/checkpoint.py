@@ -36,19 +36,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(stream.fileno())
         partial.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else str(error.strerror or type(error).__name__)
-        raise HilumError(
-            f"{path.name} could not be written: {reason}",
-            where=str(path.parent),
-            fix="free space there" if full else "check that this folder can be written to",
-        ) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        fix = "free space there" if full else "check that this folder can be written to"
+        raise HilumError(f"{path.name} could not be written: {reason}", where=str(path.parent), fix=fix) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,12 +84,10 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
         write_json(_side(path), sums)  # both hashes are on record before either file moves
     except (HilumError, OSError, RuntimeError) as error:  # torch tells of a full disk by a writer's RuntimeError
         fresh.unlink(missing_ok=True)
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HilumError(
-            error.what if isinstance(error, HilumError) else f"{path.name} could not be written: {told}",
-            where=str(path.parent),
-            fix="free space and run `hilum resume`; the last good checkpoint was kept",
-        ) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        told = error.what if isinstance(error, HilumError) else f"{path.name} could not be written: {first}"
+        fix = "free space and run `hilum resume`; the last good checkpoint was kept"
+        raise HilumError(told, where=str(path.parent), fix=fix) from error
     _rename(path, sums)
 
 
@@ -136,11 +130,8 @@ def _plain(value: Any, where: str) -> Any:
     if type(value) in (dict, OrderedDict):
         made = {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
         return value if all(made.get(k) is v for k, v in value.items()) else made  # state dicts keep their metadata
-    raise HilumError(
-        f"a checkpoint holds tensors and plain values, not {type(value).__name__}",
-        where=where,
-        fix="store it as a tensor, a number or text",
-    )
+    told = f"a checkpoint holds tensors and plain values, not {type(value).__name__}"
+    raise HilumError(told, where=where, fix="store it as a tensor, a number or text")
 
 
 def _incoming(path: Path) -> Path:
@@ -180,6 +171,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             warnings.warn(f"{candidate.name} is damaged ({told}); trying the one before", stacklevel=2)
             continue
         return dict(payload)
-    raise HilumError(
-        "there is no intact checkpoint", where=str(path), fix="start the run again in a new folder, or restore the file"
-    )
+    fix = "start the run again in a new folder, or restore the file"
+    raise HilumError("there is no intact checkpoint", where=str(path), fix=fix)

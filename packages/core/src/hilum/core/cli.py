@@ -82,12 +82,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = [
-        "usage: hilum COMMAND ...      hilum COMMAND --help tells more",
-        "",
-        "From an archive of images to a pretrained, adapted, honestly evaluated, tracked model.",
-        "",
-    ]
+    lines = ["usage: hilum COMMAND ...      hilum COMMAND --help tells more", ""]
+    lines += ["From an archive of images to a pretrained, adapted, honestly evaluated, tracked model.", ""]
     entries = registry.entries("verb").values()
     width = max((len(e.name) for e in entries), default=0)
     lines += [f"  {e.name:<{width}}  {e.help}" for e in entries]
@@ -144,19 +140,12 @@ def _plain(hint: Any) -> tuple[Callable[[str], Any], bool, list[Any] | None]:
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in arguments if a is not type(None)]
         if set(inner) == {int, str}:
-            return _int_or_text, False, None
+            return (lambda text: int(text) if text.removeprefix("-").isdecimal() else text), False, None
         return _plain(Path if Path in inner else inner[0])
     if origin in (list, tuple, Sequence, Iterable):
         kind, _, choices = _plain(arguments[0])
         return kind, True, choices
     return (hint if callable(hint) else str), False, None
-
-
-def _int_or_text(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def call(function: Callable[..., Any], values: dict[str, Any]) -> Any:

@@ -519,6 +519,8 @@ class Loop(lightning.LightningModule):
             with self.averaged():
                 for hook in self.hooks:
                     hook.on_checkpoint(self, path, best=name == "best")
+        if world() > 1:  # nobody goes on, or reads it, before it is whole
+            all_reduce_sum(torch.zeros(1, device=self.device))
         self._saved_at = time.monotonic()
 
     def _states(self) -> dict[str, Any]:

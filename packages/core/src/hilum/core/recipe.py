@@ -45,9 +45,8 @@ SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
     "probes": {"linear": (int,), "knn": (int,), "rankme": (int,)},
     "labels": {"names": (list,), "uncertain": (str, dict), "pos_weight": (str, dict), "lateral": (list,)},
     "optim": {
-        "name": (str,), "lr": NUMBER, "base_lr": NUMBER, "lr_per": (int,), "betas": (list,), "momentum": NUMBER,
-        "weight_decay": NUMBER, "layer_decay": NUMBER, "clip": NUMBER, "ema": NUMBER, "eps": NUMBER, "rules": (list,),
-        "groups": (dict,),
+        "name": (str,), "lr": NUMBER, "base_lr": NUMBER, "lr_per": (int,), "betas": (list,), "momentum": NUMBER, "eps": NUMBER,
+        "weight_decay": NUMBER, "layer_decay": NUMBER, "clip": NUMBER, "ema": NUMBER, "rules": (list,), "groups": (dict,),
     },
     "schedule": {
         "name": (str,), "epochs": NUMBER, "warmup_epochs": NUMBER, "min_lr": NUMBER, "factor": NUMBER, "patience": (int,),
@@ -172,11 +171,11 @@ def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Reg
     lines: dict[str, int] = {}
     try:
         _collect_lines(yaml.compose(text, Loader=_Loader), "", lines, origin)
-        data = _read(text)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{origin}:{mark.line + 1}" if mark else origin
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
         raise HilumError(f"not valid YAML: {problem}", where=place) from error
     except RecursionError:
         raise HilumError("not valid YAML: nested too deeply", where=origin) from None
@@ -208,10 +207,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-
-
 def _collect_lines(node: Any, prefix: str, lines: dict[str, int], origin: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -235,9 +230,9 @@ def _apply_setting(data: dict[str, Any], setting: str) -> str:
     if not equals or not key:
         raise HilumError(f"--set takes key=value, got {setting!r}", fix="e.g. --set optim.lr=1e-4")
     try:
-        value = _read(text)
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise HilumError(f"--set {key}: the value {text!r} is not valid YAML", where="--set") from error
+        raise HilumError(f"--set {key}: {text!r} is not valid YAML", where="--set") from error
     at = data
     *parents, last = key.split(".")
     for parent in parents:

@@ -62,11 +62,9 @@ class Entry:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise HilumError(
-                f"{self.kind} {self.name!r} is declared but cannot be imported: {error}",
-                where=f"{self.owner}: {self.target}",
-                fix="update that distribution, or correct its _manifest.py",
-            ) from error
+            told = f"{self.kind} {self.name!r} is declared but cannot be imported: {error}"
+            fix = "update that distribution, or correct its _manifest.py"
+            raise HilumError(told, where=f"{self.owner}: {self.target}", fix=fix) from error
 
 
 @dataclass
@@ -211,19 +209,14 @@ def _live_keywords(target: Any) -> set[str] | None:
 
 def _source_keywords(path: Path, attribute: str) -> set[str] | None:
     for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
-            inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-            if not inits:
-                return None
-            return _arguments(inits[0]) if inits[0].args.kwarg is None else None
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _arguments(node) if node.args.kwarg is None else None
+        if getattr(node, "name", None) != attribute:
+            continue
+        functions = node.body if isinstance(node, ast.ClassDef) else [node]
+        for function in functions:
+            if isinstance(function, ast.FunctionDef) and function.name in ("__init__", attribute):
+                known = function.args
+                return {a.arg for a in [*known.args, *known.kwonlyargs]} - {"self"} if known.kwarg is None else None
     return None
-
-
-def _arguments(function: ast.FunctionDef) -> set[str]:
-    arguments = function.args
-    return {a.arg for a in [*arguments.args, *arguments.kwonlyargs]} - {"self"}
 
 
 registry = Registry()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hilum.core.errors import HilumError, LeakError
@@ -45,11 +46,12 @@ def official_parts(
 ) -> dict[str, str]:
     """Group -> part. A group whose files stand in two parts is a LeakError that names it by hash.
 
+    Without a ``source`` the column is one of the study's own labels table, which keeps ``split`` where a table had it.
     ``join`` is one of ``sample_id group_id study_id`` (as in the index) or FORMATS 3's keys; by default the first of
     ``sample_id path sop_instance_uid study_instance_uid accession patient_id group_id study_id`` that the table has.
     Whatever finds no partner is counted in ``warnings``; a table that fits nothing is an error.
     """
-    table = Table.read(source)
+    table = Table.read(source) if str(source) else _own_labels(study)
     words = [w.casefold() for w in table.need(column, why="the official split")]
     strange = [f"row {n}: {w!r}" for n, w in enumerate(words, 2) if w not in _WORDS]
     if strange:
@@ -97,6 +99,14 @@ def official_parts(
     return {g: max(parts - {"none"}, default="none") for g, parts in given.items()}
 
 
+def _own_labels(study: Any) -> Table:
+    if study.labels is None:
+        raise HilumError(
+            "the study has no labels table to take a split from", fix="hilum split STUDY --from T.csv:COLUMN"
+        )
+    return Table.read(study.labels.filter(pc.is_valid(study.labels["sample_id"])))
+
+
 def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> list[list[int]]:
     """For every index row the table's rows that mean it."""
     if by in HASHED:
@@ -119,6 +129,6 @@ def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> l
     # Files whose header names nobody got their patient from a table at index time: they are known by group.
     issuers = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
     patients = zip(issuers, table.need(by, why="the join key"), strict=True)
-    place = {key.group(issuer, patient): row for row, (issuer, patient) in enumerate(patients) if patient}
+    named = {key.group(issuer, patient): row for row, (issuer, patient) in enumerate(patients) if patient}
     groups = zip(found, study.column("group_id"), strict=True)
-    return [known or ([place[group]] if group in place else []) for known, group in groups]
+    return [known or ([named[group]] if group in named else []) for known, group in groups]

@@ -261,11 +261,11 @@ def make_split(
     """Split a study by group, stratified by patient-level labels, and store the split.
 
     ``val`` and ``test`` are fractions of the groups. ``from_table`` = (table, column) takes an official split instead
-    (rows joined by ``join``), refused with LeakError where a group stands in two parts; ``val_from_train`` then takes
-    that fraction of its train groups for validation. ``stratify``: "auto" (all labels), "none", or names of labels or
-    index columns. ``group_duplicates`` keeps groups that share an exact picture together. ``near``: a ShardCache of any
-    side that the run builds anyway, True for one of side 64 of its own, False to leave near copies out; they are listed
-    in ``warnings``. Nothing is written on an error.
+    (rows joined by ``join``; the table "" is the study's own labels), refused with LeakError where a group stands in two
+    parts; ``val_from_train`` then takes that fraction of its train groups for validation. ``stratify``: "auto" (all
+    labels), "none", or names of labels or index columns. ``group_duplicates`` keeps groups that share an exact picture
+    together. ``near``: a ShardCache of any side that the run builds anyway, True for one of side 64 of its own, False to
+    leave near copies out; they are listed in ``warnings``. Nothing is written on an error.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1 and 0 <= (val_from_train or 0) < 1):
         raise HilumError(
@@ -292,7 +292,7 @@ def make_split(
         "name": name,
         "seed": seed,
         "fractions": {"val": val, "test": test} if from_table is None else {"val_from_train": val_from_train or 0},
-        "from": None if from_table is None else {"table": file_sha256(Path(from_table[0])), "column": from_table[1]},
+        "from": None if from_table is None else _origin(*from_table),
         "stratify": units.stratified_by,
         "group_duplicates": group_duplicates,
         "folds": folds,
@@ -305,6 +305,10 @@ def make_split(
     }
     split.save(replace=replace)
     return split
+
+
+def _origin(table: str | Path, column: str) -> dict[str, str]:
+    return {"table": file_sha256(Path(table)) if str(table) else "labels.parquet", "column": column}
 
 
 def _near_copies(split: Split, near: ShardCache | bool) -> tuple[dict[str, Any] | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +84,13 @@ def open_data(
     """Rows by split (checked for leaks), the pixel cache, label space and sources."""
     split = Split.load(study, split_name)
     split.check(study)
+    _refuse_new_groups(study, split)
     among = study.rows(recipe["where"])
+    names = label_names(recipe, study) if need_labels or study.label_names else ()
     rows = {}
     for name in splits:
-        chosen = split.rows(name, fraction=fraction if name == "train" else 1.0, fold=fold, among=among)
+        part = fraction if name == "train" else 1.0
+        chosen = split.rows(name, fraction=part, fold=fold, among=among, labels=names)
         rows[name] = chosen[:limit] if limit else chosen
         if not len(chosen):
             raise HilumError(
@@ -94,7 +98,6 @@ def open_data(
                 where=recipe.where("where"),
                 fix=f"{len(among)} rows match `{recipe['where']}`; check `hilum doctor {study.path.name}` and the split",
             )
-    names = label_names(recipe, study) if need_labels or study.label_names else ()
     if need_labels and not names:
         raise HilumError(
             "this recipe learns from labels and the study has none",
@@ -112,7 +115,8 @@ def open_data(
             cache=cache,
             label_names=names,
             task=task,
-            uncertain=recipe["labels"].get("uncertain", "ignore"),
+            # a policy for uncertain labels is a way to train; nobody is judged, or selected, by a guessed truth
+            uncertain=recipe["labels"].get("uncertain", "ignore") if name == "train" else "ignore",
             split=name,
         )
     counts = {name: dict(source.labels.counts.get(name, {})) for name, source in data.sources.items() if source.labels}
@@ -121,6 +125,36 @@ def open_data(
         lateral = frozenset(recipe["labels"].get("lateral", ())) | first.lateral
         data.labels = LabelSpace(first.names, first.task, first.synonyms, first.templates, counts, lateral)
     return data
+
+
+def _refuse_new_groups(study: Study, split: Split) -> None:
+    """The index digest holds no groups: an edited merges.csv may have made patients that no part of the split knows."""
+    served = set(np.asarray(study.column("group_id"), object)[study.rows(None)])
+    if new := served - set(split.group_id):
+        raise HilumError(
+            f"{len(new)} of {len(served)} patients of the index are not in the split {split.name!r}: their grouping changed",
+            where=f"splits/{split.name}.parquet",
+            fix="make a split of this index under another --name, or undo the change in private/merges.csv",
+        )
+
+
+def grouping_sha256(study: Study) -> str:
+    """Of the sorted ``sample_id,group_id`` lines: who is the same patient, which the index digest does not say."""
+    pairs = zip(study.column("sample_id"), study.column("group_id"), strict=True)
+    lines = sorted(f"{sample},{group or ''}\n" for sample, group in pairs)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def labels_sha256(data: Data) -> str:
+    """Of the labels as training reads them, before any policy for uncertain ones: rows, findings, values."""
+    digest = hashlib.sha256()
+    if data.labels is None:
+        return digest.hexdigest()
+    names = data.labels.names
+    for part in sorted(data.rows):
+        matrix = data.study.label_matrix(names, data.rows[part])
+        digest.update(f"{part} {' '.join(names)} {matrix.shape}\n".encode() + np.nan_to_num(matrix, nan=9).tobytes())
+    return digest.hexdigest()
 
 
 def strategy_of(recipe: Recipe, devices: int) -> str:
@@ -414,7 +448,6 @@ def open_rows(recipe: Recipe, study: Study, rows: dict[str, Any], *, labelled: b
             cache=cache,
             label_names=names,
             task=recipe.get("task", "multilabel"),
-            uncertain=recipe["labels"].get("uncertain", "ignore"),
             split=name,
         )
         data.labels = data.sources[name].labels

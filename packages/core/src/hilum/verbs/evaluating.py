@@ -38,6 +38,8 @@ def evaluate(
         against: other evaluated runs to compare with on the same samples (paired bootstrap)
         track: log to the run's MLflow entry
     """
+    folder = RunFolder.open(run)  # before anything heavy is imported
+    compared = {Path(other).name: _evaluated(other, split if data is None else None, data, split) for other in against or []}
     from hilum.evaluation.page import write_report
     from hilum.evaluation.predictions import Predictions
     from hilum.evaluation.report import evaluate as judge

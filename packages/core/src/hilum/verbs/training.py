@@ -211,6 +211,12 @@ def train(
         if _rank() == 0 and not dry_run:
             stack.enter_context(folder.lock())
         if recipe.get("stages") or recipe.get("tasks"):
+            if dry_run:
+                raise HilumError(
+                    "a recipe with stages has no dry run",
+                    where=recipe.where("stages" if recipe.get("stages") else "tasks"),
+                    fix="try it on few images: --limit 32 --out FOLDER",
+                )
             return staging.run_stages(recipe, folder=folder, study=study, resuming=resuming, track=track, quiet=quiet)
         return run_one(recipe, folder=folder, study=study, resuming=resuming, dry_run=dry_run, track=track, quiet=quiet)
 
@@ -251,7 +257,8 @@ def run_one(
         need_labels=need_labels,
         quiet=quiet,
     )
-    _same_data(recipe, data)
+    facts = data_facts(data)
+    _same_data(recipe, data, {k: v for k, v in folder.facts.items() if k in facts} if resuming else {}, facts)
     if not resuming:
         recipe = assembly.resolve(recipe, data, devices=devices)
     recipe = recipe.with_(
@@ -286,7 +293,7 @@ def run_one(
         loop.restore(folder.checkpoint("last"))
         _warn_other_machine(loop)
     if _rank() == 0:
-        _write_facts(folder, recipe, data)
+        _write_facts(folder, recipe, data, facts)
     tracker = Tracker.open(
         study=study.path,
         run_dir=folder.path,
@@ -350,14 +357,30 @@ def _starts(recipe: Recipe, init: str | None, *, resuming: bool) -> dict[str, st
     return {names[0]: init} if init and names else {}
 
 
-def _same_data(recipe: Recipe, data: Any) -> None:
+def data_facts(data: Any) -> dict[str, str]:
+    """What run.json keeps of the data beside the digests in config.yaml: those leave out folds, patients and labels."""
+    from hilum.verbs.assembly import grouping_sha256, labels_sha256
+
+    return {
+        "split_table_digest": data.split.info.get("table_digest", "") if data.split is not None else "",
+        "grouping_sha256": grouping_sha256(data.study),
+        "labels_sha256": labels_sha256(data),
+    }
+
+
+def _same_data(recipe: Recipe, data: Any, noted: Mapping[str, str], facts: Mapping[str, str]) -> None:
     """A resumed run must see the data it started on."""
     told = recipe["run"]
-    for key, now, what in (
-        ("index_digest", data.study.digest, "the index"),
-        ("split_digest", data.split_digest, "the split"),
+    now = {"index_digest": data.study.digest, "split_digest": data.split_digest, **facts}
+    for key, what in (
+        ("index_digest", "the index"),
+        ("split_digest", "the split"),
+        ("split_table_digest", "the split's folds or ranks"),
+        ("grouping_sha256", "who is the same patient"),
+        ("labels_sha256", "the labels"),
     ):
-        if key in told and told[key] != now:
+        then = told.get(key, noted.get(key))
+        if then is not None and then != now[key]:
             raise HilumError(
                 f"{what} changed since this run started",
                 where=recipe.where(f"run.{key}"),
@@ -377,10 +400,11 @@ def _warn_other_machine(loop: Any) -> None:
         )
 
 
-def _write_facts(folder: RunFolder, recipe: Recipe, data: Any) -> None:
+def _write_facts(folder: RunFolder, recipe: Recipe, data: Any, known: Mapping[str, str]) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(recipe)
     facts: dict[str, Any] = {
+        **known,
         "rows": {name: len(rows) for name, rows in data.rows.items()},
         "config_sha256": recipe.sha256,
     }
@@ -428,7 +452,7 @@ def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> No
             "hilum.fraction": str(recipe["run"].get("fraction", 1.0)),
         }
     )
-    tracker.log_artifact(folder.config, "config")
+    tracker.log_text(recipe.to_yaml(), "config/config.yaml")  # as text: paths of a start or study are redacted
     for name, rows in data.rows.items():
         tracker.log_dataset(
             f"{data.study.about.get('name', 'study')}-{name}",

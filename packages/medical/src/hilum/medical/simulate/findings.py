@@ -59,27 +59,27 @@ def draw_finding(name: str, chest: Chest, rng: np.random.Generator, *, salt: str
     """A finding of random side, size, place and subtlety."""
     side = str(rng.choice(SIDES))
     if name == "nodule":
-        diameter, count = float(rng.uniform(20, 38)), int(rng.integers(1, 5))
+        diameter, count = float(rng.uniform(22, 38)), int(rng.integers(1, 6))
         where = chest.lung[side] & (chest.window[side] > 0.45) & (chest.depth_mm > 0.3 * diameter)
         return Finding(
-            name, side, "", diameter, float(rng.uniform(1.1, 2.1)), _place(chest, where, rng, count=count), salt
+            name, side, "", diameter, float(rng.uniform(1.3, 2.6)), _place(chest, where, rng, count=count), salt
         )
     if name == "consolidation":
         lobe = str(rng.choice(LUNGS[side]))
-        where = chest.mask([lobe]) & (chest.window[side] > 0.4)
+        where = chest.mask([lobe]) & (chest.window[side] > 0.45)
         return Finding(
             name,
             side,
             lobe,
-            float(rng.uniform(75, 125)),
-            float(rng.uniform(0.75, 1.0)),
+            float(rng.uniform(85, 150)),
+            float(rng.uniform(0.8, 1.0)),
             _place(chest, where, rng),
             salt,
         )
     if name == "effusion":
         return Finding(name, side, "", float(rng.uniform(40, 105)), FLUID, salt=salt)
     if name == "pneumothorax":
-        return Finding(name, side, "", float(rng.uniform(26, 62)), float(rng.uniform(0.4, 0.7)), salt=salt)
+        return Finding(name, side, "", float(rng.uniform(30, 66)), float(rng.uniform(0.4, 0.7)), salt=salt)
     return Finding(name, size_mm=float(rng.uniform(26, 52)), salt=salt)
 
 
@@ -141,7 +141,7 @@ def _pneumothorax(density: Volume, chest: Chest, finding: Finding) -> Mask:
     edge = finding.size_mm * (1 - 0.8 * down) - chest.depth_mm  # > 0: in the air
     air = lung & (edge > 0)
     rest = lung & ~air
-    density[rest] *= 1 + 0.7 * air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
+    density[rest] *= 1 + air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
     density[air] = 0.002
     density[lung & (np.abs(edge) <= 1.5)] += finding.strength  # visceral pleura, seen edge-on
     return np.asarray(air)

@@ -71,8 +71,8 @@ def _words(finding: Finding) -> dict[str, str]:
         "lobe": finding.lobe,
         "zone": finding.zone,
         "size": str(round(finding.size_mm)),
-        "count": ("one", "two", "three", "four")[max(len(finding.centres_mm), 1) - 1],
-        "density": "calcified" if finding.strength > 1.6 else "solid",
+        "count": ("one", "two", "three", "four", "five")[max(len(finding.centres_mm), 1) - 1],
+        "density": "calcified" if finding.strength > 1.9 else "solid",
         "amount": ("small", "moderate", "large")[grade],
         "enlarged": ("mildly", "moderately", "markedly")[grade],
     }
