@@ -65,10 +65,10 @@ def test_volumes_and_rows_of_different_size() -> None:
 
 def test_unknown_targets_are_marked_and_read_zero() -> None:
     nan = float("nan")
-    labels = [torch.tensor([1.0, nan, 0.0]), torch.tensor([nan, nan, 1.0])]
+    labels = [torch.tensor([1.0, nan, 0.0]), torch.tensor([nan, nan, -2.5])]
     kinds = [torch.tensor(2), torch.tensor(-1)]
     batch = collate([sample(targets={"labels": a, "kind": b}) for a, b in zip(labels, kinds, strict=True)])
-    assert batch.targets["labels"].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert batch.targets["labels"].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, -2.5]]
     assert batch.valid["labels"].tolist() == [[True, False, True], [False, False, True]]
     assert (batch.targets["kind"].tolist(), batch.valid["kind"].tolist()) == ([2, 0], [True, False])
 

@@ -24,6 +24,8 @@ def fit(
     """Run the loop to its end or to a signal; raises the failure that ended it, after a checkpoint was written."""
     if loop.position.step >= loop.settings.total_steps:
         loop.stop_reason = "finished"
+        for hook in loop.hooks:
+            hook.on_fit_end(loop)
         return
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from hilum.core.checkpoint import load_checkpoint, save_checkpoint
 from hilum.core.errors import HilumError, Unsupported
 from hilum.core.objective import Objective
-from hilum.core.types import BadSample, Batch, Prediction, Progress, StepOutput
-from hilum.parts.gather import all_reduce_sum, rank, world
+from hilum.core.types import BadSample, Batch, Progress, StepOutput
+from hilum.parts.gather import all_names, all_reduce_sum, rank, world
+from hilum.parts.gradients import gradient_norm, scale_gradients
 
 
 class Feed(Protocol):
@@ -105,6 +106,7 @@ class Clock:
     wait: float = 0.0
     compute: float = 0.0
     samples: int = 0
+    steps: int = 0
     since: float = field(default_factory=time.perf_counter)
     ended: float | None = None
 
@@ -138,8 +140,8 @@ class Loop(lightning.LightningModule):
         self._optimisers: dict[str, torch.optim.Optimizer] = {}
         self._step_function: Callable[[Batch], StepOutput] = objective
         self.average: Any = None
-
-    # ---- set-up ---------------------------------------------------------------------------------------------
+        self._terms: list[str] = []
+        self._skips: dict[str, int] = {}  # consecutive, by optimiser group
 
     @property
     def progress(self) -> Progress:
@@ -188,8 +190,6 @@ class Loop(lightning.LightningModule):
     def on_train_start(self) -> None:
         self.install_signals()  # Lightning sets its own handlers before this point
 
-    # ---- one global step ------------------------------------------------------------------------------------
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
         if self._clock.ended is not None:
@@ -197,6 +197,7 @@ class Loop(lightning.LightningModule):
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         began = time.perf_counter()
+        self.bad_step_samples = [m.sample_id for part in batch for m in part.meta]
         self._seed()
         self._set_rates()
         micro = self._prepare(batch)
@@ -220,8 +221,8 @@ class Loop(lightning.LightningModule):
             return self._own_step(own_step, micro)
         totals = self._totals(micro) if len(micro) > 1 else None
         sums: dict[str, Tensor] = {}
-        logs: dict[str, Tensor] = {}
-        outputs: dict[str, Any] = {}
+        logs: dict[str, list[Tensor]] = {}
+        outputs: list[Mapping[str, Any]] = []
         for number, part in enumerate(micro):
             last = number == len(micro) - 1
             with ExitStack() as stack:
@@ -233,11 +234,19 @@ class Loop(lightning.LightningModule):
                 self.manual_backward(self._loss(output, totals))
             for name, term in output.terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.sum.detach()
-            logs.update(output.logs)
-            outputs = output.outputs
+            for name, value in output.logs.items():
+                logs.setdefault(name, []).append(value.detach().float())
+            outputs += [output.outputs] if part.size else []
         assert totals is not None
-        moved = self._move("main" if "main" in self._optimisers else None)
-        return moved, self._numbers(sums, totals, logs), outputs
+        counted = any(float(total) > 0 for total in totals.values())  # else every sample of the step was bad
+        moved = self._move("main" if "main" in self._optimisers else None) if counted else self._drop()
+        means = {name: torch.stack(values).mean() for name, values in logs.items()}
+        return moved, self._numbers(sums, totals, means), _joined(outputs)
+
+    def _drop(self) -> bool:
+        for optimiser in self._optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        return False
 
     def _totals(self, micro: list[Batch]) -> dict[str, Tensor]:
         counts: dict[str, Tensor] = {}
@@ -263,13 +272,13 @@ class Loop(lightning.LightningModule):
 
     def _term_names(self, terms: Mapping[str, Any]) -> list[str]:
         """Term names, equal on every rank even where this rank's micro-batches are empty."""
-        known = sorted(set(getattr(self, "_seen_terms", ())) | set(terms))
+        if not self._terms:
+            self._terms = all_names(terms)
+        known = sorted(set(self._terms) | set(terms))
         if not known:
             raise HilumError(
-                "the first step delivered no usable sample on one rank",
-                fix="look at bad_samples.parquet; a larger per-device batch makes this less likely",
+                "the first step delivered no usable sample", fix="look at bad_samples.parquet and hilum doctor STUDY"
             )
-        self._seen_terms = known
         return known
 
     def _loss(self, output: StepOutput, totals: Mapping[str, Tensor]) -> Tensor:
@@ -292,8 +301,11 @@ class Loop(lightning.LightningModule):
                 )
             totals = self._reduce_counts({n: t.count for n, t in output.terms.items()}, output)
             own = {id(p) for g in self._optimisers[group].param_groups for p in g["params"]}
+            loss = self._loss(output, totals)
+            if world() > 1:  # the gradient exchange waits for every parameter, also those of other groups
+                loss = loss + self._loss(StepOutput({}), totals)
             with self._only(own):
-                self.manual_backward(self._loss(output, totals))
+                self.manual_backward(loss)
             moved.append(self._move(group))
             numbers.update(self._numbers({n: t.sum.detach() for n, t in output.terms.items()}, totals, output.logs))
             outputs.update(output.outputs)
@@ -301,6 +313,10 @@ class Loop(lightning.LightningModule):
         for part in micro:
             if part.size:
                 own_step(part, take)
+            elif world() > 1:
+                raise HilumError(
+                    f"step {self.position.step}: one rank's micro-batch has no usable sample", where="epoch accounting"
+                )
         return any(moved), numbers, outputs
 
     @contextmanager
@@ -321,13 +337,13 @@ class Loop(lightning.LightningModule):
         """Clip, guard and step one group's optimiser (all of them for None); True if parameters moved."""
         chosen = self._optimisers if group is None else {group: self._optimisers[group]}
         parameters = [p for o in chosen.values() for g in o.param_groups for p in g["params"] if p.grad is not None]
-        norm = _gradient_norm(parameters)
+        norm = gradient_norm(parameters)
         scale = self._loss_scale()
         finite = bool(torch.isfinite(norm))
         self._last_norm = float(norm) / scale if finite else math.nan
         if finite or scale != 1.0:  # the fp16 scaler itself skips and lowers its scale
             if finite and self.settings.clip is not None:
-                _scale_gradients(parameters, self.settings.clip * scale / (norm + 1e-6 * scale))
+                scale_gradients(parameters, self.settings.clip * scale / (norm + 1e-6 * scale))
             if finite:
                 self._clip_groups(chosen, scale)
             wrapped = self.optimizers()
@@ -337,7 +353,7 @@ class Loop(lightning.LightningModule):
                     optimiser.step()
         for optimiser in chosen.values():
             optimiser.zero_grad(set_to_none=True)
-        self._guard(finite)
+        self._guard(finite or scale > 1.0, finite, group or "main")  # the fp16 scaler is still finding its scale
         return finite
 
     def _clip_groups(self, chosen: Mapping[str, torch.optim.Optimizer], scale: float) -> None:
@@ -345,18 +361,17 @@ class Loop(lightning.LightningModule):
             for settings in optimiser.param_groups:
                 if settings.get("clip"):
                     own = [p for p in settings["params"] if p.grad is not None]
-                    _scale_gradients(own, settings["clip"] * scale / (_gradient_norm(own) + 1e-6 * scale))
+                    scale_gradients(own, settings["clip"] * scale / (gradient_norm(own) + 1e-6 * scale))
 
     def _loss_scale(self) -> float:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None) if self._trainer is not None else None
         return float(scaler.get_scale()) if scaler is not None else 1.0
 
-    def _guard(self, finite: bool) -> None:
+    def _guard(self, excused: bool, finite: bool, group: str) -> None:
         p = self.position
-        p.consecutive_skips = 0 if finite else p.consecutive_skips + 1
-        if finite:
-            return
-        p.skipped += 1
+        p.skipped += not finite
+        self._skips[group] = 0 if excused else self._skips.get(group, p.consecutive_skips) + 1
+        p.consecutive_skips = max(self._skips.values())
         if p.consecutive_skips > self.settings.nan_guard and self.failure is None:
             self.failure = HilumError(
                 f"the gradient was not finite {p.consecutive_skips} steps in a row (step {p.step})",
@@ -383,8 +398,6 @@ class Loop(lightning.LightningModule):
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-    # ---- accounting, logs, ends ----------------------------------------------------------------------------
-
     def _numbers(
         self, sums: Mapping[str, Tensor], totals: Mapping[str, Tensor], logs: Mapping[str, Tensor]
     ) -> dict[str, float]:
@@ -399,17 +412,18 @@ class Loop(lightning.LightningModule):
 
     def _account(self, batch: list[Batch]) -> None:
         bad = [b for part in batch for b in part.bad]
-        self.bad_step_samples = [m.sample_id for part in batch for m in part.meta]
         self.feed.account(sum(b.size for b in batch), bad, epoch=self.position.epoch)
 
     def _finish_step(self, logs: dict[str, float], began: float, delivered: int) -> None:
         p, clock = self.position, self._clock
-        flags = torch.tensor([float(delivered), float(self.stop_signal is not None)], device=self.device)
+        due = time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
+        flags = torch.tensor([delivered, self.stop_signal is not None, due], device=self.device, dtype=torch.float64)
         flags = all_reduce_sum(flags) if world() > 1 else flags
         p.samples += int(flags[0])
         p.step += 1
         p.step_in_epoch += 1
         clock.samples += int(flags[0])
+        clock.steps += 1
         clock.ended = time.perf_counter()
         clock.compute += clock.ended - began
         if p.step % self.settings.log_every == 0 or p.step == self.settings.total_steps or p.step == 1:
@@ -424,7 +438,7 @@ class Loop(lightning.LightningModule):
         if self.stop_reason or p.step >= self.settings.total_steps:
             self.stop_reason = self.stop_reason or "finished"
             self.trainer.should_stop = True
-        elif time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes:
+        elif flags[2] > 0:  # every rank together: under FSDP2 saving is a collective
             self.save("last")
 
     def _log(self, logs: dict[str, float]) -> None:
@@ -436,7 +450,7 @@ class Loop(lightning.LightningModule):
             "train/lr": max(g["lr"] for g in first.param_groups),
             "train/gradient_norm": self._last_norm,
             "speed/samples_per_second": clock.samples / seconds,
-            "speed/data_wait_ms": 1000 * clock.wait / max(self.settings.log_every, 1),
+            "speed/data_wait_ms": 1000 * clock.wait / max(clock.steps, 1),
             "speed/data_wait_share": clock.wait / max(clock.wait + clock.compute, 1e-9),
             "memory/peak_mib": peak_memory_mib(),
         }
@@ -458,7 +472,11 @@ class Loop(lightning.LightningModule):
                 self.feed.check_account(epoch=p.epoch, final=True)
             except HilumError as error:
                 self.failure, self.stop_reason = error, "bad samples"
-        numbers = self._epoch_hooks()
+        try:
+            numbers = self._epoch_hooks()
+        except BaseException:
+            self.save("last")
+            raise
         if whole:
             p.epoch += 1
             p.step_in_epoch = 0
@@ -466,13 +484,12 @@ class Loop(lightning.LightningModule):
         improved = self._compare(numbers)
         if improved:
             self.save("best")
-        self.save("last")
-        if (
-            self.settings.stop_after is not None
-            and p.epochs_without_gain >= self.settings.stop_after
-            and not self.stop_reason
-        ):
+        gain = p.epochs_without_gain
+        if self.settings.stop_after is not None and gain >= self.settings.stop_after and not self.stop_reason:
             self.stop_reason = "no gain"
+        if self.stop_reason and p.best is None and self.settings.monitor is not None:
+            self.save("best")  # the monitor was never computable: the newest stands in
+        self.save("last")
         if self.stop_reason:
             self.trainer.should_stop = True
 
@@ -498,15 +515,13 @@ class Loop(lightning.LightningModule):
         value = numbers.get(name)
         if value is None or not math.isfinite(value):
             p.epochs_without_gain += 1
-            return p.best is None and p.epoch >= self.settings.total_epochs
+            return False
         better = p.best is None or (value > p.best if mode == "max" else value < p.best)
         if better:
             p.best, p.best_epoch, p.epochs_without_gain = value, p.epoch, 0
         else:
             p.epochs_without_gain += 1
         return better
-
-    # ---- state ----------------------------------------------------------------------------------------------
 
     def save(self, name: str) -> None:
         """Write ``checkpoints/NAME.ckpt`` (every rank takes part, rank 0 writes) and tell the hooks."""
@@ -517,7 +532,7 @@ class Loop(lightning.LightningModule):
         if rank() == 0:
             save_checkpoint(path, payload)
             with self.averaged():
-                for hook in self.hooks:
+                for hook in self.hooks if self.settings.shard is None else ():  # a shard is nothing to export
                     hook.on_checkpoint(self, path, best=name == "best")
         if world() > 1:  # nobody goes on, or reads it, before it is whole
             all_reduce_sum(torch.zeros(1, device=self.device))
@@ -566,9 +581,15 @@ class Loop(lightning.LightningModule):
                 options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False),
             )
         else:
-            self.objective.load_state_dict(payload["objective"])
-            for name, optimiser in self._optimisers.items():
-                optimiser.load_state_dict(payload["optimisers"][name])
+            try:
+                self.objective.load_state_dict(payload["objective"])
+                for name, optimiser in self._optimisers.items():
+                    optimiser.load_state_dict(payload["optimisers"][name])
+            except (KeyError, ValueError, RuntimeError) as error:
+                told = " ".join(str(error).split())[:300]
+                raise HilumError(
+                    f"the checkpoint does not belong to this recipe: {told}", where=str(self.folder)
+                ) from error
         if payload.get("average") is not None and self.settings.ema is not None:
             from hilum.parts.teacher import EMA
 
@@ -579,25 +600,18 @@ class Loop(lightning.LightningModule):
             scaler.load_state_dict(payload["scaler"])
 
 
+def _joined(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Outputs of all micro-batches: tensors with rows end to end, anything else the last one's."""
+    joined: dict[str, Any] = dict(outputs[-1]) if outputs else {}
+    for name, value in joined.items():
+        if isinstance(value, Tensor) and value.ndim and len(outputs) > 1:
+            joined[name] = torch.cat([o[name] for o in outputs if name in o])
+    return joined
+
+
 def _counted(total: Tensor) -> Tensor:
     """The divisor of a mean: the count, or 1 where nothing counted. Counts may be fractional."""
     return torch.where(total > 0, total, torch.ones_like(total))
-
-
-def _gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    norm = nn.utils.get_total_norm(gradients)
-    full = getattr(norm, "full_tensor", None)  # DTensor under FSDP2
-    return full() if callable(full) else norm
-
-
-def _scale_gradients(parameters: Sequence[nn.Parameter], factor: Tensor) -> None:
-    factor = factor.clamp(max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad.device))
 
 
 def peak_memory_mib() -> float:
@@ -607,14 +621,3 @@ def peak_memory_mib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-@torch.no_grad()
-def predict_batches(
-    objective: Objective, loader: Iterable[Batch], feed: Feed, *, device: torch.device
-) -> Iterable[tuple[Batch, Prediction]]:
-    """Run ``predict`` over plain batches: moved, augmented for evaluation, one at a time."""
-    for batch in loader:
-        if batch.size:
-            moved = feed.augment(batch.to(device), train=False)
-            yield moved, objective.predict(moved)

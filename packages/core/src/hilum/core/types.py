@@ -405,7 +405,8 @@ class Term:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What an objective's forward returns. ``logs`` are scalars to record; ``outputs`` go to ``after_step``."""
+    """What an objective's forward returns. ``logs`` are scalars to record (their mean over micro-batches is);
+    ``outputs`` go to ``after_step``, tensors of several micro-batches end to end. Term names never change."""
 
     terms: dict[str, Term]
     logs: dict[str, Tensor] = field(default_factory=dict)

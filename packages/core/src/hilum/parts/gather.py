@@ -5,6 +5,7 @@ Every rank must call them in the same order, as with any collective.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ def all_sizes(n: int, *, device: Any = "cpu") -> list[int]:
     sizes = [torch.empty_like(mine) for _ in range(world())]
     dist.all_gather(sizes, mine)
     return [int(size) for size in sizes]
+
+
+def all_names(names: Iterable[str]) -> list[str]:
+    """The sorted union of every rank's names."""
+    if world() == 1:
+        return sorted(set(names))
+    told: list[list[str]] = [[] for _ in range(world())]
+    dist.all_gather_object(told, sorted(set(names)))
+    return sorted({name for own in told for name in own})
 
 
 def all_gather_with_grad(x: Tensor) -> Tensor:

@@ -338,6 +338,10 @@ def loop_settings(
     size, per_device = int(recipe["batch"]["size"]), int(recipe["batch"]["per_device"])
     accumulate = max(math.ceil(size / (per_device * devices)), 1)
     lr = scaled_lr(optim, size)
+    if engine["strategy"] == "fsdp2" and optim.get("ema") is not None:
+        raise HilumError(
+            "a moving average is not kept under fsdp2", where=recipe.where("optim.ema"), fix="strategy ddp, or no ema"
+        )
     if schedule["name"] == "plateau":
         raise HilumError(
             "the plateau schedule is not available", where=recipe.where("schedule.name"), fix="cosine, constant or step"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hilum.core.errors import HilumError
+from hilum.core.errors import HilumError, LeakError
 from hilum.verbs.folder import RunFolder
 
 GALLERY_SIDE = 256
@@ -39,7 +39,9 @@ def evaluate(
         track: log to the run's MLflow entry
     """
     folder = RunFolder.open(run)  # before anything heavy is imported
-    compared = {Path(other).name: _evaluated(other, split if data is None else None, data, split) for other in against or []}
+    where = folder.path / "eval" / (split if data is None else f"{Path(data).name}-{split}")
+    for other in against or []:
+        _need_predictions(Path(other), where.name)
     from hilum.evaluation.page import write_report
     from hilum.evaluation.predictions import Predictions
     from hilum.evaluation.report import evaluate as judge
@@ -47,8 +49,6 @@ def evaluate(
 
     model = load_model(run, checkpoint=checkpoint)
     opened = _open(model, data, splits=("val", split) if data is None and split != "val" else (split,))
-    folder = RunFolder(run)
-    where = folder.path / "eval" / (split if data is None else f"{Path(data).name}-{split}")
     predictions = score(model, opened, split)
     validation = score(model, opened, "val") if data is None and split not in ("val", "train") else None
     points = None
@@ -70,10 +70,22 @@ def evaluate(
     content = _content(model, opened, report, folder, comparisons)
     page = write_report(where / "report.html", content)
     print(table(report))
+    for title, comparison in comparisons.items():
+        print(differences(title, comparison))
     print(f"report: {page}")
     if track:
         _track(model, folder, report, where)
     return report
+
+
+def _need_predictions(other: Path, name: str) -> None:
+    """The error that comes before anything is computed: a run to compare with was never judged on these images."""
+    if not (RunFolder.open(other).path / "eval" / name / "predictions.parquet").is_file():
+        raise HilumError(
+            f"the run to compare with has no predictions for {name!r}",
+            where=str(other),
+            fix=f"hilum evaluate {other}   with the same --split and --data first",
+        )
 
 
 def embed(
@@ -89,6 +101,7 @@ def embed(
         checkpoint: best or last
         limit: only the first images
     """
+    RunFolder.open(run)
     import pyarrow as pa
     import torch
 
@@ -143,23 +156,20 @@ def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int 
     from hilum.verbs.assembly import open_data, open_rows
 
     study = Study(data if data is not None else model.study_path)
-    recipe = model.recipe
+    # what a recipe makes of uncertain labels is a way to train; nobody is judged by a guessed truth
+    recipe = model.recipe.with_({"labels": {"uncertain": "ignore"}})
     labelled = bool(model.labels) and set(model.labels.names) <= set(study.label_names)
     names = list(model.labels.names) if labelled else None
     recipe = recipe.with_({"labels": {"names": names}}) if names else recipe
     if splits == ("all",):
         return Opened(model, open_rows(recipe, study, {"all": study.rows(recipe["where"])[:limit]}, labelled=labelled))
-    if data is not None and not (study.path / "splits" / f"{recipe['run']['split']}.json").exists():
+    own = data is None or study.path.resolve() == model.study_path
+    if not own and not (study.path / "splits" / f"{recipe['run']['split']}.json").exists():
         rows = {splits[0]: study.rows(recipe["where"])[:limit]}
+        _refuse_seen(model, study, rows[splits[0]])
         return Opened(model, open_rows(recipe, study, rows, labelled=labelled))
-    if data is None:
-        now = Split.load(study, recipe["run"]["split"]).digest
-        if now != recipe["run"].get("split_digest"):
-            raise HilumError(
-                "the split is not the one this run was trained on",
-                where=f"splits/{recipe['run']['split']}.json",
-                fix="evaluate on the stored split, or train again on the new one",
-            )
+    if own:
+        _same_parts(model, study, Split.load(study, recipe["run"]["split"]))
     data_ = open_data(
         recipe,
         study,
@@ -169,7 +179,64 @@ def _open(model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int 
         need_labels=labelled,
         splits=splits,
     )
+    if not own and splits != ("train",):
+        _refuse_seen(model, study, np.concatenate(list(data_.rows.values())))
     return Opened(model, data_)
+
+
+def _same_parts(model: Any, study: Any, split: Any) -> None:
+    """The run's own study must deal its patients as it did when the run was trained."""
+    from hilum.verbs.assembly import grouping_sha256
+
+    facts = model.facts
+    for then, now, what in (
+        (model.recipe["run"].get("split_digest"), split.digest, "the split is not the one"),
+        (
+            facts.get("split_table_digest", split.info.get("table_digest")),
+            split.info.get("table_digest"),
+            "the split's folds or ranks are not those",
+        ),
+        (
+            facts.get("grouping_sha256"),
+            facts.get("grouping_sha256") and grouping_sha256(study),
+            "the patients are not those",
+        ),
+    ):
+        if then != now:
+            raise HilumError(
+                f"{what} this run was trained on",
+                where=f"splits/{split.name}.json",
+                fix="evaluate on the study as it was, or train again on the new one",
+            )
+
+
+def _refuse_seen(model: Any, study: Any, rows: Any) -> None:
+    """LeakError where another study holds patients or pictures that this run was trained or selected on."""
+    from hilum.data.split import Split
+    from hilum.data.study import Study
+
+    told, own = model.recipe["run"], None
+    try:
+        own = Study(model.study_path)
+        split = Split.load(own, told["split"])
+    except HilumError:
+        pass
+    if own is None or split.digest != told.get("split_digest"):
+        print("note: the study this run was trained on is gone or changed: nobody checked for patients in both")
+        return
+    used = own.rows(model.recipe["where"])
+    group = np.asarray(own.column("group_id"), object)[used]
+    seen = split.groups("train", fold=told.get("fold")) | split.groups("val", fold=told.get("fold"))
+    inside = np.fromiter((g in seen for g in group), bool, len(group))
+    patients, pictures = (np.asarray(study.column(c), object)[rows] for c in ("group_id", "stored_sha256"))
+    known = set(np.asarray(own.column("stored_sha256"), object)[used[inside]]) - {None}
+    both, copies = set(patients) & seen, [p for p in pictures if p in known]
+    if both or copies:
+        raise LeakError(
+            f"{len(both)} patients and {len(copies)} pictures of {study.path.name} were used to train or select this run",
+            where=f"groups: {', '.join(sorted(both)[:5])}" if both else "identical pixels under other patients",
+            fix="judge it on a study without them (hilum index --exclude), or on the run's own test set",
+        )
 
 
 def open_run(run: Path, *, splits: tuple[str, ...], checkpoint: str = "best") -> tuple[Any, Opened]:
@@ -184,8 +251,8 @@ def score(model: Any, opened: Opened, split: str) -> Any:
     """Predictions of one part as the evaluation wants them."""
     import torch
 
-    from hilum.core.loop import predict_batches
     from hilum.evaluation.predictions import Predictions
+    from hilum.verbs.inference import predict_batches
 
     ids: list[str] = []
     groups: list[str] = []
@@ -198,6 +265,11 @@ def score(model: Any, opened: Opened, split: str) -> Any:
         groups += [m.group_id for m in batch.meta]
         names = prediction.names
         scores.append(prediction.scores.float().cpu().numpy())
+        if "labels" not in batch.targets:
+            raise HilumError(
+                f"{opened.data.study.path.name} lacks the labels this run predicts: {', '.join(model.labels.names)}",
+                fix="index it with --labels whose columns have these names",
+            )
         label, valid = batch.targets["labels"].cpu(), batch.valid["labels"].cpu().bool()
         if label.ndim == 1:
             one_hot = torch.nn.functional.one_hot(label.long().clamp(min=0), len(names)).float()
@@ -229,6 +301,19 @@ def _stored_points(folder: RunFolder) -> Mapping[str, Any] | None:
     return {f["name"]: OperatingPoint.from_json(f["point"]) for f in stored if f.get("point")}
 
 
+def differences(title: str, comparison: Any) -> str:
+    """The paired differences of one comparison, for the terminal."""
+
+    def line(row: Any) -> str:
+        if row.difference.value is None:
+            return f"  {row.name:<24} not computable: {row.difference.reason}"
+        return f"  {row.name:<24} {row.difference.value:+.3f}  [{row.difference.lo:+.3f}, {row.difference.hi:+.3f}]"
+
+    return "\n".join(
+        [f"{title}: AUROC difference, paired over patients", *map(line, (*comparison.rows, comparison.mean))]
+    )
+
+
 def table(report: Any) -> str:
     """AUROC a finding with its interval, for the terminal."""
 
@@ -245,6 +330,7 @@ def table(report: Any) -> str:
 def _content(model: Any, opened: Opened, report: Any, folder: RunFolder, comparisons: Mapping[str, Any]) -> Any:
     import importlib.metadata
 
+    from hilum.core.provenance import redact
     from hilum.evaluation.content import ReportContent
 
     recipe, study = model.recipe, opened.data.study
@@ -265,7 +351,7 @@ def _content(model: Any, opened: Opened, report: Any, folder: RunFolder, compari
         gallery=_gallery(opened, report),
         gallery_note="Drawn at random among each outcome; none picked by eye.",
         comparisons=comparisons,
-        config=recipe.to_yaml(),
+        config=redact(recipe.to_yaml(), {"RUN": folder.path, "STUDY": study.path}),
         warnings=_unread(opened, report),
         hashes={
             "index": study.digest,

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilum.core.loop import Hook, Loop, predict_batches
+from hilum.core.loop import Hook, Loop
 from hilum.core.objective import Objective
 from hilum.core.types import Batch, Prediction
 from hilum.parts.gather import rank
+from hilum.verbs.inference import predict_batches
 
 
 class ProgressLine(Hook):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,16 @@ from typing import Any
 import numpy as np
 
 from hilum.core.errors import HilumError
+from hilum.verbs.folder import RunFolder
+
+OUTSIDE = "outside_selection"  # scored, but the recipe's ``where`` would not have trained on it
 
 
 def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", workers: int | None = None) -> Any:
     """Score every image below a folder; files that cannot be scored are in the table too, with the reason.
+
+    A file that the recipe's ``where`` would not have trained on (another modality) is scored with the reason
+    ``outside_selection``.
 
     Args:
         run: folder of a fine-tuned run
@@ -22,11 +29,13 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
         checkpoint: best or last
         workers: reading processes
     """
+    RunFolder.open(run)  # before anything heavy is imported
     import torch
 
     from hilum.core.checkpoint import write_atomically
     from hilum.data.index import index_archive
     from hilum.data.study import Study
+    from hilum.data.where import select
     from hilum.verbs.evaluating import Opened
     from hilum.verbs.loading import load_model
 
@@ -35,16 +44,20 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
     if not root.exists():
         raise HilumError(f"there is nothing at {root}", fix="give a folder of images")
     with tempfile.TemporaryDirectory(prefix="hilum-predict-") as scratch:
-        folder, only = (root, None) if root.is_dir() else (root.parent, root.name)
+        folder = root
+        if not root.is_dir():  # a folder of its own: not all that lies beside it
+            folder = Path(scratch) / "one"
+            folder.mkdir()
+            shutil.copyfile(root, folder / root.name)
         key = Path(scratch) / "id.key"  # identities of new files are not kept: a throw-away key
         key.write_bytes(np.random.default_rng().bytes(32))
         key.chmod(0o600)
         result = index_archive(folder, Path(scratch) / "study", id_key=key, workers=workers)
         study = Study(Path(scratch) / "study")
-        rows = study.rows(None)
+        # unlike study.rows: two pictures under one UID must not train, but each has its own scores
+        rows = np.flatnonzero(select(study.index, "status = 'indexed' and duplicate_of is null and role = 'image'"))
+        meant = select(study.index, model.recipe["where"])
         copies = study.index.column("duplicate_of").to_pylist()
-        if only is not None:
-            rows = np.array([r for r in rows if study.file(int(r))[0].name == only], dtype=np.int64)
         scores: dict[str, list[float]] = {}
         failures: dict[str, str] = {}
         names: tuple[str, ...] = model.labels.names if model.labels else ()
@@ -65,16 +78,13 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
         ids = study.index.column("sample_id").to_pylist()
         for i, sample in enumerate(ids):
             path, member = study.file(i)
-            if only is not None and path.name != only:
-                continue
             status, reason = study.index.column("status")[i].as_py(), study.index.column("reason")[i].as_py()
             own = scores.get(sample) or scores.get(copies[i] or "")
             if own is None and status == "indexed":
-                status, reason = (
-                    ("failed", failures[sample]) if sample in failures else ("not scored", reason or "not an image")
-                )
+                known = failures.get(sample) or failures.get(copies[i] or "")
+                status, reason = ("failed", known) if known else ("not scored", reason or "not an image")
             elif own is not None:
-                status = "scored"
+                status, reason = "scored", "" if meant[i] else OUTSIDE
             told = path.relative_to(folder).as_posix() + (f"!{member}" if member else "")
             lines.append([told, status, reason or "", *(f"{s:.6f}" for s in own or [])])
         header = ["file", "status", "reason", *(f"score.{n}" for n in names)]
@@ -90,12 +100,17 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
             text.detach()
 
         write_atomically(Path(out), write)
-    scored = sum(line[1] == "scored" for line in lines)
+    scored, outside = (sum(line[at] == word for line in lines) for at, word in ((1, "scored"), (2, OUTSIDE)))
     print(
         f"{scored} of {len(lines)} files scored; {out} says why for the rest"
         if scored < len(lines)
         else f"{scored} files scored in {out}"
     )
+    if outside:
+        print(
+            f"warning: {outside} of them are not what this model learned from ({model.recipe['where']}): "
+            f"their scores mean nothing; the table says {OUTSIDE}"
+        )
     result_code = 0 if scored else 1
 
     class Predicted:

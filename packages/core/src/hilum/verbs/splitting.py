@@ -81,5 +81,9 @@ def render(made: Any) -> str:
         "  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in [header, *rows]
     ]
+    if made.info.get("folds"):
+        sizes = [int((made.fold == i).sum()) for i in range(int(made.fold.max()) + 1)]
+        role = "is val" if (made.split == "test").any() else "is test, the next one val"
+        lines.append(f"folds of {', '.join(map(str, sizes))} patients over train and val; with --fold i, fold i {role}")
     notes = [f"note: {w}" for w in made.warnings]
     return "\n".join([*lines, *notes, f"split {made.name}: digest {made.digest[:16]}"])

@@ -103,13 +103,15 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
             f"schedule.warmup_epochs={chosen.pretrain_epochs // 10}",
             f"seed={seed}",
         ]
-        start("medical/demo-cxr", out=study / "runs" / "mae", sets=sets, verb="pretrain", **common)  # type: ignore[arg-type]
+        done = start("medical/demo-cxr", out=study / "runs" / "mae", sets=sets, verb="pretrain", **common)  # type: ignore[arg-type]
+    if done.exit_code:
+        return done  # a signal: nothing is fine-tuned from half a pretraining
     reports: dict[tuple[str, float], Any] = {}
     for fraction, epochs in chosen.finetune_epochs.items():
         for name, init in (("scratch", "scratch"), ("mae", str(study / "runs" / "mae"))):
             run = study / "runs" / f"{name}-{round(100 * fraction):03d}"
             with budget.part(f"fine-tune {run.name}"):
-                start(
+                done = start(
                     "medical/demo-cxr-finetune",
                     out=run,
                     verb="finetune",
@@ -118,6 +120,8 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
                     sets=[f"schedule.epochs={epochs}", f"seed={seed}"],
                     **common,  # type: ignore[arg-type]
                 )
+            if done.exit_code:
+                return done
             with budget.part("evaluate"):
                 other = [study / "runs" / f"scratch-{round(100 * fraction):03d}"] if name == "mae" else None
                 reports[name, fraction] = evaluate(run, split="test", against=other)

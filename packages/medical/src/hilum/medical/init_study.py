@@ -7,6 +7,7 @@ false-discovery control runs over all findings at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from hilum.core.checkpoint import write_json
 from hilum.core.errors import HilumError
+from hilum.core.recipe import load_recipe
 
 
 @dataclass
@@ -58,6 +61,19 @@ def init_study(
     """
     starts = _starts(start)
     root = Path(out) if out else Path(study) / "runs" / "init-study"
+    if folds:
+        _need_folds(Path(study), split, folds)
+    _same_settings(
+        root,
+        starts,
+        {
+            "recipe": load_recipe(recipe, sets=set or []).sha256,
+            "learning_rates": [float(rate) for rate in lr or []],
+            "folds": folds,
+            "fraction": fraction,
+            "split": split,
+        },
+    )
     collected: dict[str, list[Any]] = {name: [] for name in starts}
     chosen: dict[str, list[float]] = {name: [] for name in starts}
     for fold in range(folds) if folds else [None]:
@@ -91,6 +107,43 @@ def _starts(told: Sequence[str]) -> dict[str, str]:
     if len(starts) < 2:
         raise HilumError("a comparison needs at least two starts", fix="--start scratch --start mae=STUDY/runs/mae")
     return starts
+
+
+def _need_folds(study: Path, name: str, folds: int) -> None:
+    """Cross-validation judges a patient once: folds of a split without a test part of its own."""
+    from hilum.data.split import Split
+    from hilum.data.study import Study
+
+    split = Split.load(Study(study), name)
+    made = int(split.fold.max(initial=-1)) + 1
+    if made < folds or (split.split == "test").any():
+        what = (
+            f"has {made} folds, not {folds}"
+            if made < folds
+            else "keeps a test set, which every fold would be judged on"
+        )
+        raise HilumError(
+            f"the split {name!r} {what}",
+            where=str(study),
+            fix=f"hilum split {study} --folds {folds} --test 0 --name folds{folds}, then --split folds{folds}",
+        )
+
+
+def _same_settings(root: Path, starts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Finished runs are kept when a study goes on; with other settings they would answer another question."""
+    path = root / "settings.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    inits = known.get("starts", {})
+    changed = [k for k, v in settings.items() if k in known and known[k] != v]
+    changed += [f"start {n}" for n, init in starts.items() if inits.get(n, init) != init]
+    if changed:
+        raise HilumError(
+            f"this folder holds a comparison with other settings ({', '.join(changed)})",
+            where=str(root),
+            fix="the same settings go on with it; for others choose another --out",
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**settings, "starts": {**inits, **starts}})
 
 
 def _choose_rate(base: Path, rates: Sequence[float | None], **common: Any) -> tuple[float | None, Path]:
@@ -129,10 +182,10 @@ def _run(
     if run.facts.get("finished"):
         return folder
     if run.config.is_file():
-        resume(folder, track=False)
+        _unless_stopped(resume(folder, track=False))
         return folder
     own = [*sets, f"seed={seed}", *([f"optim.lr={rate}"] if rate is not None else [])]
-    start(
+    done = start(
         recipe,
         data=study,
         out=folder,
@@ -145,8 +198,16 @@ def _run(
         track=False,
         quiet=True,
     )
+    _unless_stopped(done)
     print(f"{folder.parent.parent.name} {folder.parent.name} {folder.name}: validation {run.facts.get('best')}")
     return folder
+
+
+def _unless_stopped(result: Any) -> None:
+    """A signal ends the whole comparison: half a training is not judged."""
+    if result.exit_code:
+        print("the same command goes on with this comparison")
+        raise SystemExit(result.exit_code)
 
 
 def _predict(folder: Path, *, fold: int | None, seed: int) -> Any:
@@ -184,7 +245,6 @@ def pooled(parts: Sequence[Any]) -> Any:
 def _finish(
     root: Path, collected: Mapping[str, Sequence[Any]], chosen: dict[str, list[float]], resamples: int
 ) -> StudyResult:
-    from hilum.core.checkpoint import write_json
     from hilum.evaluation.report import evaluate
 
     reports = {name: evaluate(pooled(parts), n=resamples) for name, parts in collected.items()}

@@ -141,7 +141,8 @@ def _pneumothorax(density: Volume, chest: Chest, finding: Finding) -> Mask:
     edge = finding.size_mm * (1 - 0.8 * down) - chest.depth_mm  # > 0: in the air
     air = lung & (edge > 0)
     rest = lung & ~air
-    density[rest] *= 1 + air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
+    squeezed = 1 + air.sum() / max(int(rest.sum()), 1)  # the same tissue in less space
+    density[rest] = np.minimum(density[rest] * squeezed, np.maximum(density[rest], 0.9))
     density[air] = 0.002
     density[lung & (np.abs(edge) <= 1.5)] += finding.strength  # visceral pleura, seen edge-on
     return np.asarray(air)

@@ -1,0 +1,98 @@
+"""What every benchmark shares: interleaved timing, the JSON line of a claim, the description of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+REPEATS = 5  # the fewest interleaved repeats that a ratio is the median of
+
+
+def arguments(description: str | None, *extra: tuple[str, dict]) -> argparse.Namespace:
+    """The command line of a benchmark: ``--quick`` and what it adds."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 50 s on two cores")
+    for flag, options in extra:
+        parser.add_argument(flag, **options)
+    return parser.parse_args()
+
+
+def interleaved(sides: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, list[float]]:
+    """Seconds of every side in each of ``repeats`` rounds; who goes first changes from round to round."""
+    names, taken = list(sides), {name: list[float]() for name in sides}
+    for number in range(max(repeats, REPEATS)):
+        for name in names if number % 2 == 0 else names[::-1]:
+            gc.collect()
+            began = time.perf_counter()
+            sides[name]()
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def ratio(peer: Sequence[float], own: Sequence[float]) -> float:
+    """Median over rounds of peer / own: how many times faster ours is, for equal work."""
+    return statistics.median(p / o for p, o in zip(peer, own, strict=True))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest to largest."""
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def tell(*lines: str) -> None:
+    """Lines that the documentation repeats above the claims."""
+    for line in lines:
+        print(f"- {line}", flush=True)
+
+
+def claim(name: str, value: float | None, unit: str, goal: float, *, below: bool = False) -> bool:
+    """Print one claim. ``below`` where small is good; a missing value (an absent peer) never holds."""
+    holds = value is not None and (value < goal if below else value >= goal)
+    shown = None if value is None else float(f"{value:.4g}")
+    told = {"claim": name, "value": shown, "unit": unit, "goal": f"{'<' if below else '>='} {goal:g}", "holds": holds}
+    print(json.dumps(told), flush=True)
+    return holds
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(*names: str) -> str:
+    """``name version`` of installed distributions."""
+    known = []
+    for name in names:
+        try:
+            known.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            known.append(f"{name} absent")
+    return ", ".join(known)
+
+
+def machine() -> list[str]:
+    """Cores, instruction set and versions; no name of a host or a user."""
+    import psutil
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return [
+        f"{cores()} cores ({platform.machine()}, {_processor()}), torch's CPU capability "
+        f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory, GPU: {gpu}",
+        f"Python {platform.python_version()}, {versions('torch', 'timm', 'pydicom', 'numpy')}",
+    ]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
