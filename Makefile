@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 DEMO_SCALE ?= full
 DEMO_OUT ?= demo-study
 
-.PHONY: setup demo test test-all check docs bench wheels clean
+.PHONY: setup demo test test-slow test-all check docs bench wheels clean
 
 setup: $(VENV)/.ready  ## create .venv with everything pinned in constraints.txt
 
@@ -22,8 +22,10 @@ demo: setup  ## simulated DICOMs -> index -> split -> MAE -> fine-tune -> evalua
 test: setup  ## the fast suite
 	$(PY) -m pytest -n 2 --dist loadfile
 
-test-all: setup  ## with the slow tests
-	$(PY) -m pytest -n 2 --dist loadfile -m "not gpu"
+test-slow: setup  ## the slow tests alone
+	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not gpu"
+
+test-all: test test-slow
 
 check: setup  ## style, types, import order
 	$(VENV)/bin/ruff check .

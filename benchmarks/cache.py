@@ -84,7 +84,7 @@ def main() -> None:
             rates = {k: count / float(np.median(t)) for k, t in seconds.items()}
             told = f"warm cache {rates['warm']:.0f} samples/s, decoding and reducing {rates['decoded']:.2f}"
             tell(f"{name} ({syntax.name}): {told}")
-            claim(f"cache_{name}", ratio(**{"peer": seconds["decoded"], "own": seconds["warm"]}), "x", GOALS[name])
+            claim(f"cache_{name}", ratio(peer=seconds["decoded"], own=seconds["warm"]), "x", GOALS[name])
 
 
 if __name__ == "__main__":

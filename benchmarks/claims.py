@@ -66,6 +66,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Compute threads of a process, on both sides: OMP_NUM_THREADS where it is set, else one a core."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) else cores()
+
+
 def versions(*names: str) -> str:
     """``name version`` of installed distributions."""
     known = []

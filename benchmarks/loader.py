@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from claims import arguments, claim, cores, interleaved, spread, tell, versions
+from claims import arguments, claim, interleaved, spread, tell, threads, versions
 from phantoms import SYNTAXES, study_of
 
 from hilum.augment.augmenter import Augmenter
@@ -55,7 +55,7 @@ def training(batch: int, *, half: bool) -> Callable[[], float]:
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return run
 
@@ -69,7 +69,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     options = arguments(__doc__, ("--count", {"type": int}), ("--batch", {"type": int}))
-    torch.set_num_threads(cores())
+    torch.set_num_threads(threads())
     count = options.count or (32 if options.quick else 256)
     batch = options.batch or (4 if options.quick else BATCH)
     recipe = load_recipe("medical/cxr-multilabel")

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from claims import arguments, claim, cores, interleaved, ratio, spread, tell, versions
+from claims import arguments, claim, interleaved, ratio, spread, tell, threads, versions
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
@@ -91,7 +91,7 @@ def same_weights(ours: Masked, plain: PlainMAE) -> None:
 
 
 def steps(options: Any, batch: int, masked: float, decoder: dict[str, int]) -> dict[str, Callable[[], Tensor]]:
-    """A training step of either side, ours and the peer's; each returns its loss."""
+    """A training step of either side, ours and the peer's, which returns its loss; "eager" is ours, never compiled."""
     name, dim, depth, heads = MODELS[options.model]
     device = torch.device(options.device)
     ours = build_ours(name, masked, decoder)
@@ -113,9 +113,9 @@ def steps(options: Any, batch: int, masked: float, decoder: dict[str, int]) -> d
     theirs = torch.optim.AdamW(decays, lr=LR, betas=BETAS, fused=device.type == "cpu")
     forward = torch.compile(ours) if options.compile else ours
 
-    def own_step() -> Tensor:
+    def own_step(run: nn.Module = forward) -> Tensor:
         with cast():
-            loss: Tensor = forward(given).terms["reconstruction"].mean
+            loss: Tensor = run(given).terms["reconstruction"].mean
         loss.backward()
         own.step()
         own.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def steps(options: Any, batch: int, masked: float, decoder: dict[str, int]) -> d
         theirs.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return {"ours": own_step, "plain": plain_step}
+    return {"ours": own_step, "plain": plain_step, "eager": lambda: own_step(ours)}
 
 
 def timed(step: Callable[[], Tensor], count: int) -> Callable[[], float]:
@@ -143,15 +143,20 @@ def timed(step: Callable[[], Tensor], count: int) -> Callable[[], float]:
     return run
 
 
-def utilisation(step: Callable[[], Tensor], seconds: float) -> str:
-    """Model FLOP utilisation of a step: matrix products of forward and backward over the device's dense bf16 peak."""
+def products(step: Callable[[], Tensor]) -> float:
+    """FLOPs of a step's matrix products, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         step()
+    return float(counter.get_total_flops())
+
+
+def utilisation(flops: float, seconds: float) -> str:
+    """Model FLOP utilisation: a step's matrix products over the device's dense bf16 peak."""
     device = torch.cuda.get_device_name()
-    peak = next((flops for name, flops in PEAK.items() if name in device), None)
-    rate = counter.get_total_flops() / seconds
+    peak = next((most for name, most in PEAK.items() if name in device), None)
+    rate = flops / seconds
     told = f"{rate / 1e12:.1f} TFLOP/s on {device}"
     return f"{told}, MFU {rate / peak:.1%}" if peak else f"{told}, whose peak is not listed here: no MFU"
 
@@ -172,7 +177,7 @@ def main() -> None:
         return
     options.precision = options.precision or ("bf16" if gpu else "fp32")
     options.compile = options.compile or gpu
-    torch.set_num_threads(cores())
+    torch.set_num_threads(threads())
     batch = options.batch or (256 if gpu else 8 if options.quick else 32)
     count = options.count or (20 if gpu else 1)
     decoder = {"decoder_depth": 2, "decoder_width": 512, "decoder_heads": 16}
@@ -186,21 +191,27 @@ def main() -> None:
     )
     for masked in (0.75, 0.9):
         sides = steps(options, batch, masked, decoder)
+        eager = sides.pop("eager")
         first = {name: float(step()) for name, step in sides.items()}  # the same weights: before either has moved
         apart = abs(first["ours"] / first["plain"] - 1)
         limit = 1e-5 if options.precision == "fp32" else 1e-2
         assert apart <= limit, f"the losses {first} differ by {apart:.2e}, more than {limit:g}"
-        for step in sides.values():
-            timed(step, 3 if gpu else 1)()
-        taken = interleaved({name: timed(step, count) for name, step in sides.items()}, repeats=5 if options.quick else 9)
+        flops = {"ours": products(eager), "plain": products(sides["plain"])}  # this is the warm-up of a CPU as well
+        if gpu:
+            for step in sides.values():
+                timed(step, 5)()
+        taken = interleaved(
+            {name: timed(step, count) for name, step in sides.items()}, repeats=5 if options.quick else 9
+        )
         seconds = {name: statistics.median(t) / count for name, t in taken.items()}
         rounds = [p / o for p, o in zip(taken["plain"], taken["ours"], strict=True)]
         tell(
             f"{masked:.0%} hidden: ours {batch / seconds['ours']:.3g} images/s, plain {batch / seconds['plain']:.3g}; "
-            f"rounds {spread(rounds)}; losses agree to {apart:.1e}"
+            f"rounds {spread(rounds)}; losses agree to {apart:.1e}; matrix products a step: ours "
+            f"{flops['ours'] / 1e9:.1f} GFLOP, plain {flops['plain'] / 1e9:.1f} ({flops['plain'] / flops['ours']:.3f}x)"
         )
         if gpu:
-            tell(f"{masked:.0%} hidden: ours {utilisation(sides['plain'], seconds['ours'])}")
+            tell(f"{masked:.0%} hidden: ours {utilisation(flops['ours'], seconds['ours'])}")
         claim(f"mae_step{'_gpu' if gpu else ''}_{masked:.2f}", ratio(taken["plain"], taken["ours"]), unit, goal)
 
 

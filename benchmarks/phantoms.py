@@ -73,7 +73,9 @@ def study_of(folder: Path, *, size: tuple[int, int], count: int, syntaxes: Mappi
     for number, (name, syntax) in enumerate(syntaxes.items()):
         for i in range(count):
             patient = f"P{number}{i:04d}"
-            write_dicom(folder / "dicom" / name / f"{i}.dcm", phantom(*size, number * count + i), syntax, patient=patient)
+            write_dicom(
+                folder / "dicom" / name / f"{i}.dcm", phantom(*size, number * count + i), syntax, patient=patient
+            )
     result = index_archive(folder / "dicom", folder / "study", progress=False)
     study = Study(folder / "study")
     if len(study.rows(None)) != count * len(syntaxes):

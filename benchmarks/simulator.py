@@ -25,7 +25,12 @@ def main() -> None:
         for seed in range(REPEATS):
             began = time.perf_counter()
             cohort = simulate_cohort(
-                Path(folder) / str(seed), patients=patients, seed=seed, size=options.size, workers=workers, progress=False
+                Path(folder) / str(seed),
+                patients=patients,
+                seed=seed,
+                size=options.size,
+                workers=workers,
+                progress=False,
             )
             rates.append(cohort.count / (time.perf_counter() - began))
             images += cohort.count

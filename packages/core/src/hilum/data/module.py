@@ -175,7 +175,9 @@ class DataModule:
         self._account.check(self.max_bad, path=path, final=final)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; what was bad in an epoch that did not end is written all the same."""
+        if self._account is not None and self._account.bad and self.bad_path is not None and rank() == 0:
+            self._account.write(self.bad_path)
         for pump in self._pumps.values():
             pump.close()
 

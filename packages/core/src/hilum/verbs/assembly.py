@@ -86,6 +86,8 @@ def open_data(
     split.check(study)
     _refuse_new_groups(study, split)
     among = study.rows(recipe["where"])
+    if not len(among):
+        _refuse_selection(recipe, study)
     names = label_names(recipe, study) if need_labels or study.label_names else ()
     rows = {}
     for name in splits:
@@ -125,6 +127,23 @@ def open_data(
         lateral = frozenset(recipe["labels"].get("lateral", ())) | first.lateral
         data.labels = LabelSpace(first.names, first.task, first.synonyms, first.templates, counts, lateral)
     return data
+
+
+def _refuse_selection(recipe: Recipe, study: Study) -> None:
+    """No image meets the recipe's ``where``; often since PNG and JPEG files do not say their modality."""
+    silent = [
+        name
+        for name in ("modality", "body_part", "view")
+        if name in recipe["where"] and not any(study.index.column(name)[int(row)].is_valid for row in study.rows(None))
+    ]
+    why = f": no file says its {' or '.join(silent)}" if silent else ""
+    raise HilumError(
+        f"none of the {len(study.rows(None))} images of the study meets the recipe's `{recipe['where']}`{why}",
+        where=recipe.where("where"),
+        fix=f"give the labels table a column {silent[0]} (DX) and index again, or --set \"where=status = 'indexed'\""
+        if silent
+        else f"widen it with --set where=...; hilum doctor {study.path.name} shows what there is",
+    )
 
 
 def _refuse_new_groups(study: Study, split: Split) -> None:
@@ -244,7 +263,8 @@ def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: 
         if name == "train" and train:
             options = {k: v for k, v in recipe.get("plan", {"name": "shuffle"}).items() if k != "name"}
             kind = recipe.get("plan", {"name": "shuffle"})["name"]
-            whole = {"drop_last": True} if kind == "shuffle" and len(source) > size else {}
+            # a short last step is fine (means are exact); it is left out only where that costs under a tenth of an epoch
+            whole = {"drop_last": True} if kind == "shuffle" and len(source) >= 10 * size else {}
             plans[name] = registry.build(
                 "plan", kind, source.rows, source.sample_ids, batch_size=size, seed=seed, **whole, **options
             )

@@ -20,6 +20,7 @@ def split(
     stratify: list[str] | None = None,
     group_duplicates: bool = False,
     folds: int = 0,
+    near: bool = True,
     replace: bool = False,
 ) -> Any:
     """Divide a study's patients into training, validation and test sets; no patient is in two of them.
@@ -35,6 +36,7 @@ def split(
         stratify: columns to balance by (default: the labels)
         group_duplicates: keep patients that share identical images on one side instead of refusing
         folds: also number the non-test patients into this many folds
+        near: look for nearly identical images across the parts (decodes every image once)
         replace: overwrite a split of the same name
     """
     from hilum.data.split import make_split
@@ -43,7 +45,7 @@ def split(
     opened = Study(study)
     made = make_split(
         opened, val=val, test=test, seed=seed, name=name, from_table=_table(from_), val_from_train=_share(val_from),
-        stratify=stratify or "auto", group_duplicates=group_duplicates, folds=folds, replace=replace,
+        stratify=stratify or "auto", group_duplicates=group_duplicates, folds=folds, near=near, replace=replace,
     )  # fmt: skip
     print(render(made))
     return made

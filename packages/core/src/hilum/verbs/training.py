@@ -152,6 +152,7 @@ def start(
 ) -> RunResult:
     """Check everything that can be checked before torch is imported, then train."""
     checked = load_recipe(recipe, sets=sets)
+    _check_augment(checked)
     if checked.get("verb", verb) != verb:
         raise HilumError(
             f"recipe {checked.name} is for `hilum {checked['verb']}`", fix=f"hilum {checked['verb']} {recipe} ..."
@@ -181,6 +182,16 @@ def start(
     return train(
         checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet
     )
+
+
+def _check_augment(recipe: Recipe) -> None:
+    """Unknown augmentation keys and ranges, with the recipe's file and line."""
+    from hilum.augment.ops import read_ops
+
+    try:
+        read_ops(recipe["augment"])
+    except HilumError as error:
+        raise HilumError(error.what, where=recipe.where("augment"), fix=error.fix) from None
 
 
 def _foreign(study: Path, run: Path) -> bool:
@@ -320,6 +331,8 @@ def run_one(
         if loop.stop_signal is not None:
             tracker.close("KILLED")
         elif _rank() == 0:
+            if settings.shard is not None:
+                _export_sharded(folder, recipe, data)
             folder.note(
                 finished=True,
                 seconds=round(time.time() - began, 1),
@@ -437,6 +450,13 @@ def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> Non
                 "recipe": recipe.name,
             },
         )
+
+
+def _export_sharded(folder: RunFolder, recipe: Recipe, data: Any) -> None:
+    """A sharded run exports from its whole checkpoint, once it is written."""
+    from hilum.verbs.loading import load_model
+
+    _export(load_model(folder.path).objective, folder, recipe, data)
 
 
 def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
