@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from claims import arguments, claim, interleaved, ratio, tell, versions
+from claims import arguments, claim_ratio, interleaved, ratios, tell, versions
 from phantoms import SYNTAXES, study_of
 
 from hilum.augment.augmenter import Augmenter
@@ -84,7 +84,7 @@ def main() -> None:
             rates = {k: count / float(np.median(t)) for k, t in seconds.items()}
             told = f"warm cache {rates['warm']:.0f} samples/s, decoding and reducing {rates['decoded']:.2f}"
             tell(f"{name} ({syntax.name}): {told}")
-            claim(f"cache_{name}", ratio(peer=seconds["decoded"], own=seconds["warm"]), "x", GOALS[name])
+            claim_ratio(f"cache_{name}", ratios(seconds["decoded"], seconds["warm"]), "x", GOALS[name])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from claims import arguments, claim, interleaved, spread, tell, threads, versions
+from claims import arguments, claim_ratio, interleaved, ratios, spread, tell, threads, versions
 from phantoms import SYNTAXES, study_of
 
 from hilum.augment.augmenter import Augmenter
@@ -35,7 +35,9 @@ def loading(feed: DataModule) -> Callable[[], int]:
         images = 0
         for step in feed.train_loader(next(epoch)):
             for batch in step:
-                images += len(feed.augment(batch, train=True).views["image"])
+                views = feed.augment(batch, train=True).views["image"]
+                assert isinstance(views, torch.Tensor) and views.shape[1:] == (3, 224, 224), "not augmented"
+                images += len(views)
         return images
 
     return run
@@ -87,7 +89,7 @@ def main() -> None:
             workers=0,
         )
         load, steps = loading(feed), {half: training(batch, half=half) for half in (False, True)}
-        load()
+        assert load() == count, "the loader left images out"
         half = seconds(steps[True]) < seconds(steps[False])
         taken = interleaved({"loader": load, "training": steps[half]})
     delivered = [count / t for t in taken["loader"]]
@@ -98,8 +100,7 @@ def main() -> None:
         f"loader {statistics.median(delivered):.4g} images/s ({spread(delivered)}), "
         f"ViT-S/16 training {statistics.median(consumed):.3g} images/s ({spread(consumed)})",
     )
-    ratios = [d / c for d, c in zip(delivered, consumed, strict=True)]
-    claim("loader_over_training", statistics.median(ratios), "x ViT-S/16 training", 5.0)
+    claim_ratio("loader_over_training", ratios(delivered, consumed), "x ViT-S/16 training", 5.0)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class DataModule:
 
     def close(self) -> None:
         """End the workers; what was bad in an epoch that did not end is written all the same."""
-        if self._account is not None and self._account.bad and self.bad_path is not None and rank() == 0:
+        if self._account is not None and self._account.bad and self.bad_path is not None and own_rank() == 0:
             self._account.write(self.bad_path)
         for pump in self._pumps.values():
             pump.close()
