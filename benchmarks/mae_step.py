@@ -178,7 +178,7 @@ def main() -> None:
     options.precision = options.precision or ("bf16" if gpu else "fp32")
     options.compile = options.compile or gpu
     torch.set_num_threads(threads())
-    batch = options.batch or (256 if gpu else 6 if options.quick else 32)
+    batch = options.batch or (256 if gpu else 4 if options.quick else 32)
     count = options.count or (20 if gpu else 1)
     decoder = {"decoder_depth": 2, "decoder_width": 512, "decoder_heads": 16}
     goal, unit = (1.5, "x the published reference") if gpu else (1.05, "x a plain timm-block MAE")
