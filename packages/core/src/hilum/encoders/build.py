@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hilum.encoders.timm_vit import TimmViT
 
 Built: TypeAlias = "TimmViT | TimmNet | MonaiNet"
-POOLING = {"cls": "token", "avg": "avg"}
+POOLING = {"cls": "token", "avg": "avg", "max": "max"}
 
 
 def timm_encoder(
@@ -36,7 +36,7 @@ def timm_encoder(
 ) -> Built:
     """A timm model by its timm name (with or without ``timm/``), without classifier, at the view's size and channels.
 
-    ``pooling``: "cls", "avg" (mean of patch tokens, then a new ``fc_norm`` instead of the final norm, arXiv 2210.12843;
+    ``pooling``: "cls", "max" (of patch tokens, then ``fc_norm``), "avg" (mean of patch tokens, then a new ``fc_norm`` instead of the final norm, arXiv 2210.12843;
     ``fc_norm=False`` keeps the final norm) or "auto", the model's own. ``init`` as in
     :func:`~hilum.encoders.weights.load_weights`; its report is kept as ``encoder.report``. Further options go to timm
     (``depth``, ``embed_dim``, ``init_values``, ...). ``positions`` and ``mask_token`` are for plain ViTs.
@@ -65,7 +65,7 @@ def timm_encoder(
         kwargs["img_size"] = tuple(size) if isinstance(size, list | tuple) else int(size)
     if pooling != "auto":
         if pooling not in POOLING:
-            raise HilumError(f"unknown pooling {pooling!r}", fix="cls, avg or auto")
+            raise HilumError(f"unknown pooling {pooling!r}", fix="cls, avg, max or auto")
         kwargs["global_pool"] = POOLING[pooling]
     net = _create(timm, name, kwargs)
     mean = _per_channel(getattr(config, "mean", (0.5,)), channels)
