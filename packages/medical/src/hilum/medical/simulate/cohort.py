@@ -240,7 +240,11 @@ def simulate_cohort(
         if progress:
             rate = len(rows) / (time.perf_counter() - start)
             ending = "\n" if done == patients else ""
-            sys.stderr.write(f"\rsimulated {done}/{patients} patients, {len(rows)} images, {rate:.1f} images/s{ending}")
+            told = f"simulated {done}/{patients} patients, {len(rows)} images, {rate:.1f} images/s"
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{told}{ending}")
+            elif done == patients or done % max(patients // 4, 1) == 0:  # a log gets a few lines, not a rewritten one
+                sys.stderr.write(f"{told}\n")
             sys.stderr.flush()
     rows.sort(key=lambda row: row["path"])
     count, chosen = len(rows), generator(seed, "damage", "sources")
