@@ -22,10 +22,11 @@ class Scale:
     pretrain_epochs: int
     finetune_epochs: dict[float, int]
     broken: int
+    images: tuple[int, int] = (1, 3)  # a patient
 
 
 SCALES = {
-    "full": Scale(240, 256, 40, {0.1: 100, 1.0: 60}, 10),
+    "full": Scale(300, 256, 20, {0.1: 60, 1.0: 40}, 10, (2, 4)),
     "small": Scale(80, 160, 4, {1.0: 4}, 5),
 }
 
@@ -40,6 +41,8 @@ def simulate(
     broken: int = 0,
     copies: int = 0,
     masks: bool = False,
+    fewest: int = 1,
+    most: int = 3,
 ) -> Any:
     """Write an archive of simulated chest radiographs as DICOM, with labels and reports.
 
@@ -52,11 +55,21 @@ def simulate(
         broken: damaged files to add on purpose
         copies: pictures filed once more under another patient
         masks: also write organ and finding masks
+        fewest: images of a patient, at least
+        most: images of a patient, at most
     """
     from hilum.medical.simulate.cohort import simulate_cohort
 
     cohort = simulate_cohort(
-        out, patients=patients, seed=seed, size=size, workers=workers, broken=broken, copies=copies, masks=masks
+        out,
+        patients=patients,
+        seed=seed,
+        size=size,
+        workers=workers,
+        broken=broken,
+        copies=copies,
+        masks=masks,
+        images_per_patient=(fewest, most),
     )
     print(f"simulated radiographs in {out}/dicom, labels in {out}/labels.csv")
     return cohort
@@ -85,7 +98,16 @@ def demo(*, out: Path = Path("demo-study"), scale: Literal["full", "small"] = "f
     archive, study, budget = root / "archive", root / "study", Budget()
     print(f"hilum demo ({scale}): everything is written below {root}\n")
     with budget.part("simulate"):
-        simulate(archive, patients=chosen.patients, seed=seed, size=chosen.size, broken=chosen.broken)
+        fewest, most = chosen.images
+        simulate(
+            archive,
+            patients=chosen.patients,
+            seed=seed,
+            size=chosen.size,
+            broken=chosen.broken,
+            fewest=fewest,
+            most=most,
+        )
     with budget.part("index"):
         index(
             archive / "dicom",
