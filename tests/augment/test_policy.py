@@ -27,13 +27,13 @@ def draws(config: dict, source=(64, 64), *, n: int = SOME, **kwargs) -> list[Dra
     return [p.draw(SampleKey(7, 3, 2654435761 * i % 2**32), source_size=source) for i in range(n)]
 
 
-def uniform(values, lo: float, hi: float) -> None:
+def assert_uniform(values, lo: float, hi: float) -> None:
     values = np.asarray(values)
     assert values.min() >= lo and values.max() <= hi
     assert stats.kstest(values, stats.uniform(lo, hi - lo).cdf).pvalue > 1e-3
 
 
-def at_rate(flags, p: float) -> None:
+def assert_rate(flags, p: float) -> None:
     assert stats.binomtest(int(np.sum(flags)), len(flags), p).pvalue > 1e-3
 
 
@@ -61,15 +61,15 @@ def test_value_parameters_follow_their_ranges_and_are_independent() -> None:
     }
     table = np.array([[getattr(d, name) for name in columns] for d in drawn])
     for column, (lo, hi) in zip(table.T, columns.values(), strict=True):
-        uniform(column, lo, hi)
+        assert_uniform(column, lo, hi)
     correlation = np.corrcoef(table.T) - np.eye(len(columns))
     assert np.abs(correlation).max() < 4.5 / math.sqrt(MANY)
 
 
 def test_flips_happen_at_their_rate_and_independently() -> None:
     drawn = draws({"hflip": 0.5, "vflip": {"p": 0.2}, "fit": "squash"}, n=MANY)
-    at_rate([1 in d.flips for d in drawn], 0.5)
-    at_rate([0 in d.flips for d in drawn], 0.2)
+    assert_rate([1 in d.flips for d in drawn], 0.5)
+    assert_rate([0 in d.flips for d in drawn], 0.2)
     counts = np.histogram([len(d.flips) for d in drawn], bins=[0, 1, 2, 3])[0]
     assert stats.chisquare(counts, MANY * np.array([0.4, 0.5, 0.1])).pvalue > 1e-3
     for d in drawn[:50]:
@@ -81,10 +81,10 @@ def test_crops_have_uniform_area_and_place_and_log_uniform_aspect() -> None:
     drawn = draws({"resized_crop": [0.25, 0.5]}, source=(600, 600), size=(32, 48), n=MANY)
     extent = np.array([np.diag(d.matrix)[:2] * d.size for d in drawn])
     origin = np.array([d.matrix[:2, 2] + 0.5 - 0.5 * np.diag(d.matrix)[:2] for d in drawn])
-    uniform(extent.prod(1) / 600**2, 0.25 - 1e-9, 0.5 + 1e-9)
-    uniform(np.log(extent[:, 1] / extent[:, 0]), math.log(3 / 4) - 1e-9, math.log(4 / 3) + 1e-9)
+    assert_uniform(extent.prod(1) / 600**2, 0.25 - 1e-9, 0.5 + 1e-9)
+    assert_uniform(np.log(extent[:, 1] / extent[:, 0]), math.log(3 / 4) - 1e-9, math.log(4 / 3) + 1e-9)
     for axis in (0, 1):
-        uniform(origin[:, axis] / (600 - extent[:, axis]), -1e-9, 1 + 1e-9)
+        assert_uniform(origin[:, axis] / (600 - extent[:, axis]), -1e-9, 1 + 1e-9)
 
 
 def test_crops_stay_inside_and_fall_back_to_the_centre() -> None:
@@ -102,8 +102,8 @@ def test_rotation_is_uniform_and_gated() -> None:
     drawn = draws({"rotate": {"range": [-10, 20], "p": 0.3}}, n=MANY)
     angles = np.array([math.degrees(math.atan2(d.matrix[0, 1], d.matrix[0, 0])) for d in drawn])
     done = angles != 0
-    at_rate(done, 0.3)
-    uniform(angles[done], -10 - 1e-9, 20 + 1e-9)
+    assert_rate(done, 0.3)
+    assert_uniform(angles[done], -10 - 1e-9, 20 + 1e-9)
 
 
 def test_affine_parts_are_recovered_from_the_matrix() -> None:
@@ -112,11 +112,11 @@ def test_affine_parts_are_recovered_from_the_matrix() -> None:
         [geo.map_points(geo.invert(d.matrix), centre) - centre for d in draws({"affine": {"translate": 0.1}})]
     )
     for axis in (0, 1):
-        uniform(moved[:, axis], -6.4 - 1e-9, 6.4 + 1e-9)
+        assert_uniform(moved[:, axis], -6.4 - 1e-9, 6.4 + 1e-9)
     zooms = [1 / geo.scale_of(d.matrix) for d in draws({"affine": {"scale": [0.9, 1.3], "rotate": 20}})]
-    uniform(zooms, 0.9 - 1e-9, 1.3 + 1e-9)
+    assert_uniform(zooms, 0.9 - 1e-9, 1.3 + 1e-9)
     shears = [math.degrees(math.atan(-d.matrix[1, 0])) for d in draws({"shear": 12})]
-    uniform(shears, -12 - 1e-9, 12 + 1e-9)
+    assert_uniform(shears, -12 - 1e-9, 12 + 1e-9)
 
 
 def test_an_area_range_beyond_one_draw_rejects_like_its_definition() -> None:
@@ -145,13 +145,13 @@ def test_rand_has_the_strength_of_m6() -> None:
     }
     counts = [len(found) for found in kinds.values()]
     assert sum(counts) == SOME and stats.chisquare(counts).pvalue > 1e-3
-    signs = lambda values: at_rate(np.array(values) > 0, 0.5)
+    signs = lambda values: assert_rate(np.array(values) > 0, 0.5)
     angles = [math.degrees(math.asin(d.matrix[0, 1])) for d in kinds["rotate"]]
     assert np.abs(angles) == pytest.approx(18.0)
     signs(angles)
     moved = np.array([d.matrix[:2, 2] for d in kinds["translate"]])
     assert np.abs(moved).sum(1) == pytest.approx(0.27 * 64)
-    at_rate(moved[:, 0] != 0, 0.5)
+    assert_rate(moved[:, 0] != 0, 0.5)
     for name in ("brightness", "contrast"):
         factors = np.array([getattr(d, name) for d in kinds[name]]) - 1
         assert np.abs(factors) == pytest.approx(0.54)
@@ -164,7 +164,7 @@ def test_rand_has_the_strength_of_m6() -> None:
 def test_rand_magnitude_spreads_normally_and_layers_fire_at_their_rate() -> None:
     drawn = draws({"rand": {"ops": ["rotate"], "n": 1, "std": 0.5}})
     angle = np.degrees([math.atan2(d.matrix[0, 1], d.matrix[0, 0]) for d in drawn])
-    at_rate(angle != 0, 0.5)
+    assert_rate(angle != 0, 0.5)
     magnitudes = np.abs(angle[angle != 0]) / 3
     assert stats.kstest(magnitudes, stats.norm(6, 0.5).cdf).pvalue > 1e-3
     twice = draws({"rand": {"ops": ["brightness"], "n": 2, "std": 0, "p": 1.0}})
@@ -228,7 +228,7 @@ def test_a_skipped_crop_shows_the_evaluation_geometry() -> None:
     p = policy({"resized_crop": {"area": [0.5, 0.6], "p": 0.5}})
     fitted = p.eval().draw(None, source_size=(70, 90)).matrix
     matrices = [p.draw(SampleKey(0, 0, i), source_size=(70, 90)).matrix for i in range(400)]
-    at_rate([np.array_equal(m, fitted) for m in matrices], 0.5)
+    assert_rate([np.array_equal(m, fitted) for m in matrices], 0.5)
 
 
 def plain(value: object) -> bool:
