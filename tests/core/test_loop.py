@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +78,34 @@ def test_accumulating_without_counts_is_refused() -> None:
 
     with pytest.raises(HilumError, match="counts"):
         fit(make_loop(Silent(), accumulate=2))
+
+
+class SlowFeed(ToyFeed):
+    """Its loader needs 50 ms a step, its augmentation 10."""
+
+    def train_loader(self, *args: Any, **kwargs: Any) -> Any:
+        steps = super().train_loader(*args, **kwargs)
+
+        class Slow(type(steps)):  # type: ignore[misc]
+            def __iter__(self) -> Iterator[Any]:
+                for step in super().__iter__():
+                    time.sleep(0.05)
+                    yield step
+
+        return Slow(steps.steps)
+
+    def augment(self, batch: Batch, *, train: bool) -> Batch:
+        time.sleep(0.01)
+        return batch
+
+
+def test_waiting_for_data_and_augmenting_are_told_apart() -> None:
+    loop = make_loop(feed=SlowFeed(rows(32)), total_steps=4, total_epochs=1, log_every=4)
+    fit(loop)
+    numbers = loop.history[-1]
+    assert numbers["speed/data_wait_ms"] >= 50
+    assert numbers["speed/data_wait_share"] > numbers["speed/augment_share"] > 0
+    assert numbers["speed/data_wait_share"] + numbers["speed/augment_share"] < 1
 
 
 class StopAt(Hook):

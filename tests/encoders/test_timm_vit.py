@@ -46,6 +46,7 @@ def sequence(features: Any) -> Tensor:
         {},
         {"global_pool": "avg"},
         {"pooling": "avg", "fc_norm": False},
+        {"pooling": "max"},
         {"init_values": 0.1, "reg_tokens": 2},
         {"class_token": False, "global_pool": "avg", "no_embed_class": True},
         {"pre_norm": True, "qk_norm": True},
@@ -76,7 +77,7 @@ def test_keep_of_all_tokens_is_the_plain_forward() -> None:
     encoder, x = tiny(), images()
     ids = torch.arange(16).expand(2, -1)
     plain, kept = encoder(x), encoder(x, keep=ids)
-    assert torch.equal(kept.tokens, plain.tokens) and torch.equal(kept.pooled, plain.pooled)
+    assert torch.allclose(kept.tokens, plain.tokens, atol=1e-5) and torch.allclose(kept.pooled, plain.pooled, atol=1e-5)
     assert kept.grid is None and kept.ids is ids
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3)).expand(2, -1)
     shuffled = encoder(x, keep=order)  # positions travel with their tokens
@@ -240,6 +241,40 @@ def test_second_reader_between_attention_and_feed_forward() -> None:
     encoder.wraps.append(lambda index, inner: seen.append(index) or inner)
     encoder(x, stop=2)
     assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_size": (8, 4)}, {"embed_norm_layer": torch.nn.LayerNorm}])
+def test_only_visible_patches_are_embedded_and_equal_those_of_the_convolution(options: dict[str, Any]) -> None:
+    encoder, x = tiny(mask_token=True, **options), images(channels=3)
+    net = encoder.net
+    n = net.patch_embed.num_patches
+    keep = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(i))[:5] for i in range(2)])
+    fill = torch.rand(2, n, generator=torch.Generator().manual_seed(7)) < 0.5
+    seen: list[Any] = []
+    encoder.wraps.append(lambda index, inner: seen.append(inner) or inner)
+    hook = net.patch_embed.proj.register_forward_hook(lambda *a: seen.append("convolution"))
+    embedded = encoder._embed(x, valid=None, keep=keep, fill=fill).x[:, 1:]
+    assert "convolution" not in seen
+    hook.remove()
+    whole = net.patch_embed(x)
+    whole = torch.where(fill[..., None], encoder.mask_token, whole) + net.pos_embed[:, 1:]
+    assert torch.allclose(embedded, whole.gather(1, keep[..., None].expand(-1, -1, 32)), atol=1e-5)
+
+
+def test_a_changed_patch_embedding_is_called_as_it_is() -> None:
+    """An adapter in place of the convolution must not be passed by."""
+    encoder, x = tiny(), images()
+
+    class Doubled(torch.nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    before, keep = encoder(x, keep=torch.tensor([[3, 5]] * 2)).tokens, torch.tensor([[3, 5]] * 2)
+    proj = encoder.net.patch_embed.proj
+    doubled = Doubled(3, 32, proj.kernel_size, proj.stride)
+    doubled.load_state_dict({k: v / 2 for k, v in proj.state_dict().items()})
+    encoder.net.patch_embed.proj = doubled
+    assert torch.allclose(encoder(x, keep=keep).tokens, before, atol=1e-5)
 
 
 def test_average_pooling_has_a_new_norm_and_no_final_norm() -> None:

@@ -67,6 +67,27 @@ def test_pixel_decoder_is_card_28():
     assert torch.allclose(out, plain_decoder(decoder.state_dict(), tokens, cls, masking.ids_restore), atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_predicting_only_some_patches_equals_their_rows_of_all_and_their_gradients(depth: int):
+    torch.manual_seed(4)
+    decoder = PixelDecoder(20, (3, 4), 2, 3, depth=depth, width=32, heads=4)
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    masking = random_masking(torch.rand(3, 12), 4)
+    tokens, cls = torch.randn(3, 4, 20), torch.randn(3, 1, 20)
+    rows = masking.ids_hidden[..., None].expand(-1, -1, 12)
+    gradients = []
+    for ids in (None, masking.ids_hidden):
+        decoder.zero_grad()
+        out = decoder(tokens, masking.ids_restore, prefix_BPE=cls, ids_BM=ids)
+        out = out.gather(1, rows) if ids is None else out
+        out.sin().sum().backward()
+        gradients.append([out.detach(), *(p.grad.clone() for p in decoder.parameters())])
+    assert gradients[1][0].shape == (3, 8, 12)
+    for whole, some in zip(*gradients, strict=True):
+        assert torch.allclose(whole, some, atol=2e-5, rtol=1e-4)
+
+
 def test_decoder_does_not_depend_on_the_order_of_visible_tokens():
     """Shuffling which visible token comes first, with ids_restore to match, changes nothing."""
     decoder = PixelDecoder(8, (2, 4), 2, 1, depth=1, width=16, heads=2, num_prefix=0)

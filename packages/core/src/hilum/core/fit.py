@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import lightning.pytorch as lightning
 
 from hilum.core.loop import Loop
+from hilum.parts.gather import leave
 
 SIGNAL_EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -46,6 +48,7 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         barebones=False,
     )
+    atexit.register(leave)  # of what the strategy opens; Lightning does so for nccl alone
     with _signals(loop):
         trainer.fit(loop)
     for hook in loop.hooks:

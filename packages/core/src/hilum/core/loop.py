@@ -101,9 +101,10 @@ class Position:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent waiting for data and computing since the last log line."""
+    """Host seconds since the last log line: waiting for the loader, augmenting, and in the step."""
 
     wait: float = 0.0
+    augment: float = 0.0
     compute: float = 0.0
     samples: int = 0
     steps: int = 0
@@ -166,11 +167,16 @@ class Loop(lightning.LightningModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if self._clock.ended is not None:
+            self._clock.wait += time.perf_counter() - self._clock.ended
         return [b.to(device, non_blocking=True) for b in batch]
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return [self.feed.augment(b, train=True) if b.size else b for b in batch]
+        began = time.perf_counter()
+        augmented = [self.feed.augment(b, train=True) if b.size else b for b in batch]
+        self._clock.augment += time.perf_counter() - began
+        return augmented
 
     def on_fit_start(self) -> None:
         if self._restored is not None:
@@ -189,11 +195,6 @@ class Loop(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self.install_signals()  # Lightning sets its own handlers before this point
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        now = time.perf_counter()
-        if self._clock.ended is not None:
-            self._clock.wait += now - self._clock.ended
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         began = time.perf_counter()
@@ -443,7 +444,7 @@ class Loop(lightning.LightningModule):
 
     def _log(self, logs: dict[str, float]) -> None:
         clock, now = self._clock, time.perf_counter()
-        seconds = max(now - clock.since, 1e-9)
+        seconds, busy = max(now - clock.since, 1e-9), max(clock.wait + clock.augment + clock.compute, 1e-9)
         first = next(iter(self._optimisers.values()))
         numbers = {
             **logs,
@@ -451,7 +452,8 @@ class Loop(lightning.LightningModule):
             "train/gradient_norm": self._last_norm,
             "speed/samples_per_second": clock.samples / seconds,
             "speed/data_wait_ms": 1000 * clock.wait / max(clock.steps, 1),
-            "speed/data_wait_share": clock.wait / max(clock.wait + clock.compute, 1e-9),
+            "speed/data_wait_share": clock.wait / busy,
+            "speed/augment_share": clock.augment / busy,
             "memory/peak_mib": peak_memory_mib(),
         }
         if self.position.skipped:

@@ -36,9 +36,8 @@ def timm_encoder(
 ) -> Built:
     """A timm model by its timm name (with or without ``timm/``), without classifier, at the view's size and channels.
 
-    ``pooling``: "cls", "max" (of patch tokens, then ``fc_norm``),
-    "avg" (mean of patch tokens, then a new ``fc_norm`` instead of the final norm, arXiv 2210.12843;
-    ``fc_norm=False`` keeps the final norm) or "auto", the model's own. ``init`` as in
+    ``pooling``: "cls"; "avg" (mean of patch tokens, then a new ``fc_norm`` instead of the final norm, arXiv 2210.12843;
+    ``fc_norm=False`` keeps the final norm); "max" (of patch tokens, then ``fc_norm``); or "auto", the model's own. ``init`` as in
     :func:`~hilum.encoders.weights.load_weights`; its report is kept as ``encoder.report``. Further options go to timm
     (``depth``, ``embed_dim``, ``init_values``, ...). ``positions`` and ``mask_token`` are for plain ViTs.
     """

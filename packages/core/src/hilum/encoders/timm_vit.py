@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block as PreNormBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from hilum.core.errors import HilumError, Unsupported, nearest
 from hilum.core.types import Block, EncoderSpec, FeatureMap, Features, State
 from hilum.encoders.weights import LoadReport
 from hilum.parts.masking import gather_tokens
+from hilum.parts.patchify import patch_grid, patchify
 from hilum.parts.positions import resize_positions, sincos_2d
 
 Wrap = Callable[[int, Block], Block]
@@ -181,30 +183,42 @@ class TimmViT(nn.Module):
     def _embed(self, x: Tensor, *, valid: Tensor | None, keep: Tensor | None, fill: Tensor | None) -> State:
         net, rows = self.net, 0 if self.net.no_embed_class else self.net.num_prefix_tokens
         self._check(x)
-        patches = net.patch_embed.proj(x)
-        height, width = patches.shape[2:]
-        tokens = net.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        height, width = patch_grid(x.shape[2:], self.spec.patch or ())
         for name, given in (("valid", valid), ("fill", fill)):
-            if given is not None and given.shape != tokens.shape[:2]:
+            if given is not None and given.shape != (x.shape[0], height * width):
                 raise HilumError(
-                    f"{name} is {tuple(given.shape)}, the image has (batch, patches) {tuple(tokens.shape[:2])}"
+                    f"{name} is {tuple(given.shape)}, the image has (batch, patches) {(x.shape[0], height * width)}"
                 )
+        tokens = self._embed_patches(x, keep)
+        if keep is not None:
+            valid = None if valid is None else valid.gather(1, keep)
+            fill = None if fill is None else fill.gather(1, keep)
         if fill is not None:
             assert self.mask_token is not None
             tokens = torch.where(fill[..., None], self.mask_token.to(tokens.dtype), tokens)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (net.cls_token, net.reg_token) if t is not None]
         front = torch.cat(prefix, dim=1) if prefix else tokens[:, :0]
-        if net.pos_embed is not None:  # positions come before tokens are left out
+        if net.pos_embed is not None:
             table = resize_positions(net.pos_embed, old_grid=self.grid, new_grid=(height, width), prefix=rows)
-            tokens = tokens + table[:, rows:]
+            tokens = tokens + (table[:, rows:] if keep is None else table[0, rows:][keep])
             front = front + table[:, :rows] if rows else front
-        if keep is not None:
-            tokens = gather_tokens(tokens, keep)
-            valid = None if valid is None else valid.gather(1, keep)
         if valid is not None:
             valid = torch.cat([valid.new_ones(x.shape[0], front.shape[1]), valid], dim=1)
         joined = net.norm_pre(net.pos_drop(torch.cat([front, tokens], dim=1)))
         return State(joined, num_prefix=front.shape[1], grid=(height, width), valid=valid)
+
+    def _embed_patches(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """(B, N, E), or only the patches at ``keep``: (B, K, E). Hidden patches are never multiplied where the
+        embedding is a plain convolution, whose stride is its kernel: a matrix product per patch."""
+        embed, proj = self.net.patch_embed, self.net.patch_embed.proj
+        if keep is None or type(proj) is not nn.Conv2d or proj.kernel_size != proj.stride:
+            tokens = proj(x).flatten(2).transpose(1, 2)
+            tokens = tokens if keep is None else gather_tokens(tokens, keep)
+        else:
+            weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # patches lie as (row, column, channel)
+            tokens = F.linear(gather_tokens(patchify(x, proj.kernel_size), keep), weight, proj.bias)
+        out: Tensor = embed.norm(tokens)
+        return out
 
     def _check(self, x: Tensor) -> None:
         channels, (p, q) = self.spec.in_channels, self.net.patch_embed.patch_size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hilum.core.errors import HilumError, Unsupported, nearest
 from hilum.core.objective import Objective, Parts
 from hilum.core.types import Batch, EncoderSpec, Progress, StepOutput, ViewSpec
-from hilum.parts.losses import masked_mse
+from hilum.parts.losses import feature_mse
 from hilum.parts.masking import Masking, block_mask, keep_count, random_masking
 from hilum.parts.normalise import denormalise
 from hilum.parts.patchify import patch_grid, patchify, unpatchify
@@ -102,20 +102,18 @@ class Masked(Objective):
 
     def forward(self, batch: Batch) -> StepOutput:
         images, masking = self._images(batch), self._masking(batch)
-        predicted = self.predict_patches(images, masking)
-        target = pixel_targets(images, self.patch, normalise=self.norm_target)
-        term = masked_mse(predicted, target, masking.mask)
+        hidden = masking.ids_hidden  # visible patches are not scored, so they are not predicted either
+        target = pixel_targets(images, self.patch, normalise=self.norm_target, ids_BM=hidden)
+        term = feature_mse(self.predict_patches(images, masking, ids_BM=hidden), target)
         with torch.no_grad():  # 1 is the score of predicting the hidden patches' mean
-            share = masking.mask / masking.mask.sum()
-            mean = (target.float().mean(-1) * share).sum()
-            unexplained = term.mean / ((target - mean).square().mean(-1) * share).sum().clamp(min=1e-12)
+            unexplained = term.mean / target.float().var(correction=0).clamp(min=1e-12)
         return StepOutput({"reconstruction": term}, logs={"unexplained_variance": unexplained})
 
-    def predict_patches(self, images: Tensor, masking: Masking) -> Tensor:
-        """(B, N, p*p*C) from the patches of ``masking.ids_keep`` alone."""
+    def predict_patches(self, images: Tensor, masking: Masking, *, ids_BM: Tensor | None = None) -> Tensor:
+        """(B, N, p*p*C), or (B, M, p*p*C) at ``ids_BM``, from the patches of ``masking.ids_keep`` alone."""
         features = self.encoder(images, keep=masking.ids_keep)
         prefix = features.prefix if self.decoder.num_prefix else None
-        patches: Tensor = self.decoder(features.tokens, masking.ids_restore, prefix_BPE=prefix)
+        patches: Tensor = self.decoder(features.tokens, masking.ids_restore, prefix_BPE=prefix, ids_BM=ids_BM)
         return patches
 
     def exported(self) -> dict[str, nn.Module]:

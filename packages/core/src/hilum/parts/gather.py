@@ -27,6 +27,13 @@ def rank() -> int:
     return dist.get_rank() if _active() else 0
 
 
+def leave() -> None:
+    """Close the process group, if there is one. Its threads must end before the interpreter does: one that still lets
+    go of a Python object then aborts the process, now and then, after all its work was done."""
+    if _active():
+        dist.destroy_process_group()
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """A new tensor: the sum over ranks, without gradient."""
     out = tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -26,6 +26,11 @@ class Masking(NamedTuple):
     ids_restore: Tensor
     mask: Tensor
 
+    @property
+    def ids_hidden(self) -> Tensor:
+        """(B,N-K) removed positions."""
+        return self.ids_restore.argsort(dim=1)[:, self.ids_keep.shape[1] :]
+
 
 def keep_count(n: int, ratio: float) -> int:
     """int(n (1 - ratio)) tokens stay: 19 of 196 at 0.9."""
@@ -88,8 +93,10 @@ def block_mask(
 
 
 def gather_tokens(x_BNE: Tensor, ids_BK: Tensor) -> Tensor:
-    """(B,N,E), (B,K) -> (B,K,E)."""
-    return x_BNE.gather(1, ids_BK.unsqueeze(-1).expand(-1, -1, x_BNE.shape[-1]))
+    """(B,N,E), (B,K) -> (B,K,E): whole rows are copied, and the gradient adds whole rows."""
+    b, n, e = x_BNE.shape
+    rows = ids_BK + n * torch.arange(b, device=ids_BK.device).unsqueeze(1)
+    return x_BNE.reshape(b * n, e).index_select(0, rows.flatten()).view(b, ids_BK.shape[1], e)
 
 
 def restore_tokens(x_BKE: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor:

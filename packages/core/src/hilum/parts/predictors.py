@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hilum.core.errors import HilumError
-from hilum.parts.masking import restore_tokens
+from hilum.parts.masking import gather_tokens, restore_tokens
 from hilum.parts.patchify import patch_sizes
 from hilum.parts.positions import sincos_2d, sincos_3d
 
@@ -30,11 +30,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BNE: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_BNE: Tensor, *, mask: Tensor | None = None, ids_BM: Tensor | None = None) -> Tensor:
+        """(B,N,E), or (B,M,E): what only the tokens at ``ids_BM`` read from all tokens."""
         b, n, e = x_BNE.shape
-        q, k, v = self.qkv(x_BNE).reshape(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        if ids_BM is None:
+            q, k, v = self.qkv(x_BNE).reshape(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(gather_tokens(x_BNE, ids_BM), weight[:e], None if bias is None else bias[:e])
+            q = q.reshape(b, -1, self.heads, e // self.heads).transpose(1, 2)
+            kv = F.linear(x_BNE, weight[e:], None if bias is None else bias[e:])
+            k, v = kv.reshape(b, n, 2, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out: Tensor = self.proj(x.transpose(1, 2).reshape(b, n, e))
+        out: Tensor = self.proj(x.transpose(1, 2).reshape(b, -1, e))
         return out
 
 
@@ -53,7 +61,8 @@ class Mlp(nn.Module):
 class TransformerBlock(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)).
 
-    ``mask`` is boolean (true = may attend) or additive, broadcastable to (B, heads, N, N).
+    ``mask`` is boolean (true = may attend) or additive, broadcastable to (B, heads, N, N). With ``ids_BM`` only those
+    tokens come out, (B,M,E), and ``mask`` broadcasts to (B, heads, M, N): for a last block whose other results nobody reads.
     """
 
     def __init__(
@@ -64,8 +73,9 @@ class TransformerBlock(nn.Module):
         self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x_BNE: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        x = x_BNE + self.attn(self.norm1(x_BNE), mask=mask)
+    def forward(self, x_BNE: Tensor, *, mask: Tensor | None = None, ids_BM: Tensor | None = None) -> Tensor:
+        kept = x_BNE if ids_BM is None else gather_tokens(x_BNE, ids_BM)
+        x = kept + self.attn(self.norm1(x_BNE), mask=mask, ids_BM=ids_BM)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -112,8 +122,15 @@ class PixelDecoder(nn.Module):
         self.apply(init_linear)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens_BKE: Tensor, ids_restore_BN: Tensor, *, prefix_BPE: Tensor | None = None) -> Tensor:
-        """(B,K,E), (B,N), (B,P,E) -> (B, N, p*p*C)."""
+    def forward(
+        self,
+        tokens_BKE: Tensor,
+        ids_restore_BN: Tensor,
+        *,
+        prefix_BPE: Tensor | None = None,
+        ids_BM: Tensor | None = None,
+    ) -> Tensor:
+        """(B,K,E), (B,N), (B,P,E) -> (B, N, p*p*C); of the patches at ``ids_BM`` alone: (B, M, p*p*C)."""
         given = 0 if prefix_BPE is None else prefix_BPE.shape[1]
         if given != self.num_prefix or ids_restore_BN.shape[1] != math.prod(self.grid):
             raise HilumError(
@@ -124,7 +141,13 @@ class PixelDecoder(nn.Module):
         x = self.decoder_embed(x)
         x = torch.cat([x[:, :given], restore_tokens(x[:, given:], self.mask_token, ids_restore_BN)], 1)
         x = x + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x)
-        out: Tensor = self.decoder_pred(self.decoder_norm(x[:, given:]))
+        rows = None if ids_BM is None else ids_BM + given
+        last = len(self.decoder_blocks) - 1
+        for number, block in enumerate(self.decoder_blocks):
+            x = block(x, ids_BM=rows if number == last else None)
+        if rows is None:
+            x = x[:, given:]
+        elif last < 0:
+            x = gather_tokens(x, rows)
+        out: Tensor = self.decoder_pred(self.decoder_norm(x))
         return out

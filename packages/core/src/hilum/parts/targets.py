@@ -9,12 +9,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hilum.parts.masking import gather_tokens
 from hilum.parts.patchify import patchify
 
 
-def pixel_targets(images_BCHW: Tensor, p: int | Sequence[int], *, normalise: bool = False, eps: float = 1e-6) -> Tensor:
-    """(B, N, p*p*C) patch values; ``normalise`` gives each patch mean 0 and (unbiased) variance 1, as MAE does."""
+def pixel_targets(
+    images_BCHW: Tensor,
+    p: int | Sequence[int],
+    *,
+    normalise: bool = False,
+    eps: float = 1e-6,
+    ids_BM: Tensor | None = None,
+) -> Tensor:
+    """(B, N, p*p*C) patch values, or (B, M, p*p*C) of the patches at ``ids_BM``; ``normalise`` gives each patch mean 0
+    and (unbiased) variance 1, as MAE does."""
     target = patchify(images_BCHW, p)
+    if ids_BM is not None:
+        target = gather_tokens(target, ids_BM)
     if not normalise:
         return target
     target = target.float()

@@ -35,6 +35,7 @@ def pretrain(
     out: Path | None = None,
     set: list[str] | None = None,
     split: str = "default",
+    fold: int | None = None,
     init: str | None = None,
     limit: int | None = None,
     dry_run: bool = False,
@@ -48,6 +49,7 @@ def pretrain(
         out: folder of the run (default STUDY/runs/RECIPE)
         set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
         split: name of the split to train and validate on
+        fold: leave this fold of the split out (`hilum split --folds K`)
         init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
         limit: use only this many images of each part
         dry_run: one training and one validation step on the largest images; prints memory and projected time
@@ -59,6 +61,7 @@ def pretrain(
         out=out,
         sets=set or (),
         split=split,
+        fold=fold,
         init=init,
         limit=limit,
         dry_run=dry_run,

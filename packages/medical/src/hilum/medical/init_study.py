@@ -8,7 +8,9 @@ false-discovery control runs over all findings at once.
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,14 @@ def init_study(
     split: str = "default",
     set: list[str] | None = None,
     resamples: int = 1000,
+    jobs: int = 1,
 ) -> StudyResult:
     """Compare starts of one network on one study: same recipe, same budget, same patients.
 
     Args:
         study: the study that `hilum index` wrote
-        start: a start to compare, NAME=INIT (scratch, a run, a weights file, a hub name); give at least two
+        start: a start to compare, NAME=INIT (scratch, a run, a weights file, a hub name); give at least two; {fold} in
+            INIT is the fold's number, for starts that were pretrained without its patients (`hilum pretrain --fold`)
         recipe: the fine-tuning that every start gets
         out: folder for runs and tables (default STUDY/runs/init-study)
         lr: learning rates to choose from on validation, for every start alike (default: the recipe's)
@@ -58,6 +62,7 @@ def init_study(
         split: name of the split
         set: change one setting of the recipe for every start
         resamples: redraws of patients
+        jobs: trainings at the same time, each in a process of its own
     """
     starts = _starts(start)
     root = Path(out) if out else Path(study) / "runs" / "init-study"
@@ -74,25 +79,56 @@ def init_study(
             "split": split,
         },
     )
+    common = {"study": Path(study), "recipe": recipe, "fraction": fraction, "split": split}
+    cells = [
+        Cell(
+            root / name / ("whole" if fold is None else f"fold{fold}"), init.replace("{fold}", str(fold)), fold, common
+        )
+        for fold in (range(folds) if folds else [None])
+        for name, init in starts.items()
+    ]
     collected: dict[str, list[Any]] = {name: [] for name in starts}
     chosen: dict[str, list[float]] = {name: [] for name in starts}
-    for fold in range(folds) if folds else [None]:
-        for name, init in starts.items():
-            common: dict[str, Any] = {
-                "study": Path(study),
-                "recipe": recipe,
-                "init": init,
-                "fraction": fraction,
-                "split": split,
-                "fold": fold,
-            }
-            base = root / name / (f"fold{fold}" if fold is not None else "whole")
-            rate, first = _choose_rate(base, lr or [None], sets=set or [], **common)
-            chosen[name].append(rate if rate is not None else float("nan"))
-            for seed in range(seeds):
-                folder = first if seed == 0 else _run(base / f"seed{seed}", rate, seed, sets=set or [], **common)
-                collected[name].append(_predict(folder, fold=fold, seed=seed))
+    for cell, (rate, predictions) in zip(cells, _train_all(cells, lr or [None], seeds, set or [], jobs), strict=True):
+        name = cell.base.parent.name
+        chosen[name].append(rate if rate is not None else float("nan"))
+        collected[name] += predictions
     return _finish(root, collected, chosen, resamples)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One start on one fold: what is trained there shares the patients and the choice of the learning rate."""
+
+    base: Path
+    init: str
+    fold: int | None
+    common: Mapping[str, Any]
+
+    def train(self, rates: Sequence[float | None], seeds: int, sets: Sequence[str]) -> tuple[float | None, list[Any]]:
+        """The rate that validation chose, and the test predictions of every seed."""
+        common = {**self.common, "init": self.init, "fold": self.fold, "sets": sets}
+        rate, first = _choose_rate(self.base, rates, **common)
+        folders = [first, *(_run(self.base / f"seed{seed}", rate, seed, **common) for seed in range(1, seeds))]
+        return rate, [_predict(folder, fold=self.fold, seed=seed) for seed, folder in enumerate(folders)]
+
+
+def _train_all(
+    cells: Sequence[Cell], rates: Sequence[float | None], seeds: int, sets: Sequence[str], jobs: int
+) -> list[tuple[float | None, list[Any]]]:
+    if jobs < 1:
+        raise HilumError(f"--jobs must be at least 1, got {jobs}")
+    if jobs == 1:
+        return [cell.train(rates, seeds, sets) for cell in cells]
+    spawned = multiprocessing.get_context("spawn")  # torch's threads and CUDA do not survive a fork
+    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_share_cores, initargs=(jobs,)) as pool:
+        return [f.result() for f in [pool.submit(cell.train, rates, seeds, sets) for cell in cells]]
+
+
+def _share_cores(jobs: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(torch.get_num_threads() // jobs, 1))
 
 
 def _starts(told: Sequence[str]) -> dict[str, str]:
