@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 DEMO_SCALE ?= full
 DEMO_OUT ?= demo-study
 
-.PHONY: setup demo test test-slow test-all check docs bench wheels clean
+.PHONY: setup demo test test-slow test-all check docs bench alone wheels clean
 
 setup: $(VENV)/.ready  ## create .venv with everything pinned in constraints.txt
 
@@ -39,6 +39,9 @@ docs: setup  ## build the documentation (offline)
 
 bench: setup  ## every benchmark; writes docs/benchmarks.md
 	$(PY) benchmarks/run.py
+
+alone: setup  ## every distribution's wheel by itself: imports, lists, passes its tests without the others' packages
+	$(PY) tools/check_distributions.py
 
 wheels: setup
 	for p in core medical surgical infrared industrial; do $(PY) -m build --wheel --no-isolation -o dist packages/$$p; done

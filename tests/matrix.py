@@ -15,7 +15,7 @@ from hilum.core.loop import Loop, LoopSettings
 from hilum.core.objective import Objective, Parts
 from hilum.core.types import BadSample, Batch, LabelSpace, Meta, SampleKey, Window
 from hilum.data.collate import collate
-from hilum.encoders.build import timm_encoder
+from hilum.encoders.build import monai_encoder, timm_encoder
 from hilum.heads.linear import LinearHead
 from hilum.objectives.masked import Masked
 from hilum.objectives.simmim import SimMIM
@@ -46,10 +46,12 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "simmim": lambda: SimMIM(parts(vit(mask_token=True)), ratio=0.5, unit=2),
     "supervised": lambda: Supervised(parts(vit(), head=True), pos_weight="auto"),
 }
-ENCODERS: dict[str, Callable[[], nn.Module]] = {
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "timm/vit": vit,
-    "timm/resnet": lambda: timm_encoder("resnet10t", view=VIEWS["image"]),
-    "timm/efficientnet": lambda: timm_encoder("efficientnet_lite0", view=VIEWS["image"]),
+    "timm/resnet": lambda **options: timm_encoder("resnet10t", view=VIEWS["image"], **options),
+    "timm/efficientnet": lambda **options: timm_encoder("efficientnet_lite0", view=VIEWS["image"], **options),
+    "monai/resnet": lambda **options: monai_encoder("resnet10", view=VIEWS["image"], **options),
+    "monai/segresnet": lambda **options: monai_encoder("segresnet", view=VIEWS["image"], **options),
 }
 
 
@@ -98,6 +100,7 @@ class MatrixFeed:
     n: int = 24
     size: int = 8
     bad: list[BadSample] = field(default_factory=list)
+    config: dict[str, Any] | None = None  # of the augmentation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,12 +120,17 @@ class MatrixFeed:
         return Steps(steps)
 
     def augment(self, batch: Batch, *, train: bool) -> Batch:
-        return augmenter().apply(batch, train=train)
+        return augmenter(self.config).apply(batch, train=train)
 
     def account(self, delivered: int, bad: Sequence[BadSample], *, epoch: int) -> None:
         self.bad += bad
 
     def check_account(self, *, epoch: int, final: bool) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 class Steps:

@@ -88,6 +88,11 @@ class ToyFeed:
         if len(self.failures) > self.max_bad * len(self.data[0]):
             raise TooManyBadSamples(f"{len(self.failures)} samples failed")
 
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: object) -> None: ...
+
 
 class _Steps(torch.utils.data.IterableDataset):  # type: ignore[misc]
     """An iterable with a length, as Lightning wants it."""

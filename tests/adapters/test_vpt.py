@@ -124,7 +124,8 @@ def test_works_with_kept_tokens_padding_and_taps() -> None:
     attached(encoder, tokens=4)
     full = encoder(x)
     kept = encoder(x, keep=torch.arange(16).expand(2, -1))
-    assert torch.equal(full.tokens, kept.tokens)
+    # visible patches are embedded by a matrix product, whole images by a convolution: equal up to rounding
+    torch.testing.assert_close(full.tokens, kept.tokens, rtol=0, atol=2e-6)
     valid = torch.ones(2, 16, dtype=torch.bool)
     valid[:, 12:] = False
     changed = x.clone()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toys import Regression, ToyFeed, make_loop, rows, settings
+from toys import Regression, ToyFeed, make_loop, rows
 
 from hilum.core.errors import HilumError, TooManyBadSamples
 from hilum.core.fit import fit
@@ -192,6 +192,36 @@ def test_too_many_bad_samples_end_the_run_with_a_checkpoint(tmp_path: Path) -> N
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_the_feed_s_account_is_part_of_the_checkpoint(tmp_path: Path) -> None:
+    class Counting(ToyFeed):
+        known: object = None
+
+        def state_dict(self) -> dict[str, object]:
+            return {"epoch": 0, "delivered": self.delivered, "bad": [["a", "codec_error", ""]]}
+
+        def load_state_dict(self, state: object) -> None:
+            self.known = state
+
+    fit(make_loop(feed=Counting(rows(32)), folder=tmp_path, total_steps=2))
+    feed = Counting(rows(32))
+    make_loop(feed=feed, folder=tmp_path).restore(tmp_path / "checkpoints" / "last.ckpt")
+    assert feed.known == {"epoch": 0, "delivered": 16, "bad": [["a", "codec_error", ""]]}
+
+
+def test_nothing_is_chosen_by_a_validation_that_failed(tmp_path: Path) -> None:
+    class Val(Hook):
+        def on_epoch_end(self, loop: Loop) -> dict[str, float]:
+            loop.feed.max_bad = 0.0  # too much of what was validated on could not be read
+            return {"val/x": 9.0}
+
+    feed = ToyFeed(rows(32), bad={0: BadSample("00000000", "gone")})
+    loop = make_loop(feed=feed, folder=tmp_path, hooks=[Val()], monitor=("val/x", "max"), total_steps=8)
+    with pytest.raises(TooManyBadSamples):
+        fit(loop)
+    assert loop.position.best is None and loop.position.epoch == 1
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_a_wholly_bad_micro_batch_still_makes_the_step() -> None:
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     lost = order[:4].tolist()  # the first micro-batch of the first step
@@ -253,7 +283,3 @@ def test_best_is_kept_by_the_monitor_and_no_gain_stops(tmp_path: Path) -> None:
     assert (loop.position.best, loop.position.best_epoch) == (0.8, 2)
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["position"]["step"] == 8
-
-
-def test_settings_have_no_auto() -> None:
-    assert "auto" not in [v for v in vars(type(settings())).values() if isinstance(v, str)]

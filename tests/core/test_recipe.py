@@ -6,7 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -76,22 +76,26 @@ def test_an_unknown_key_at_any_level_gives_file_line_and_nearest_key(old: str, n
     ("old", "new", "told"),
     [
         ("{size: 8}", "8", "batch must be a mapping, got 8"),
-        ("{size: 8}", "{size: many}", "batch.size must be a whole number, got 'many'"),
-        ("{size: 8}", "{size: true}", "batch.size must be a whole number, got True"),
-        ("{size: 8}", "{size: 8.5}", "batch.size must be a whole number, got 8.5"),
-        ("{size: 8}", "{size: 0}", "above 0, got 0"),
-        ("{size: 8}", "{size: -4}", "above 0, got -4"),
+        ("{size: 8}", "{size: many}", "batch.size must be a whole number of at least 1, got 'many'"),
+        ("{size: 8}", "{size: true}", "batch.size must be a whole number of at least 1, got True"),
+        ("{size: 8}", "{size: 8.5}", "batch.size must be a whole number of at least 1, got 8.5"),
+        ("{size: 8}", "{size: 0}", "of at least 1, got 0"),
+        ("{size: 8}", "{size: -4}", "of at least 1, got -4"),
         ("{size: 8}", "", "batch must be a mapping, got None"),
-        ("1.0e-3", "fast", "optim.lr must be a whole number or a number, got 'fast'"),
-        ("1.0e-3", ".nan", "optim.lr must be a usual number"),
-        ("1.0e-3", ".inf", "optim.lr must be a usual number"),
+        ("1.0e-3", "fast", "optim.lr must be a number above 0, got 'fast'"),
+        ("1.0e-3", ".nan", "optim.lr must be a number above 0, got nan"),
+        ("1.0e-3", ".inf", "optim.lr must be a number above 0, got inf"),
         ("{image: {size: 224, channels: 3, normalise: dataset}}", "{image: 224}", "views.image must be a mapping"),
         ("{name: masked, ratio: 0.9}", "masked", "objective must be a mapping"),
         ("{name: masked, ratio: 0.9}", "{ratio: 0.9}", "objective needs a name"),
         ("{name: timm/vit_tiny_patch16_224, init: scratch}", "timm/x", "encoders.image must be a mapping"),
         ("timm/vit_tiny_patch16_224", '"timm/*"', "family"),
         ("schema: 1", "schema: 2", "schema 1, not 2"),
-        ("verb: pretrain", "verb: pretrain\nprecision: fp8", "unknown precision 'fp8'"),
+        (
+            "verb: pretrain",
+            "verb: pretrain\nprecision: fp8",
+            "precision must be 32-true or bf16-mixed or 16-mixed, got 'fp8'",
+        ),
         ("  name: adamw\n  lr: 1.0e-3", "  name: adamw", "no learning rate"),
         ("recipe: test/one", "on: test/one", "unknown key True"),
         ("recipe: test/one", "3: test/one", "unknown key 3"),
@@ -101,6 +105,112 @@ def test_wrong_types_and_values_are_named(old: str, new: str, told: str) -> None
     error = fault(put(old, new))
     assert told in error.what
     assert error.where.startswith("r.yaml")
+
+
+REFUSED = [  # setting, and what is told of it
+    ("optim.clip=-1", "a number above 0"),
+    ("optim.clip=0", "a number above 0"),
+    ("optim.ema=2", "in (0, 1)"),
+    ("optim.weight_decay=-1", "of at least 0"),
+    ("optim.layer_decay=1.5", "in (0, 1]"),
+    ("optim.momentum=1", "in [0, 1)"),
+    ("optim.betas=[0.9]", "a list of 2 entries"),
+    ("optim.betas=[0.9, 1]", "optim.betas.1 must be a number in [0, 1)"),
+    ("optim.name=adamv", "adamw or adam or sgd or lars"),
+    ("optim.rules=[5]", "optim.rules.0 must be a mapping"),
+    ("optim.rules=[{match: head*, clip: 0}]", "optim.rules.0.clip must be a number above 0"),
+    ("optim.rules=[{macth: head*}]", "unknown key 'macth'"),
+    ("optim.groups={one: {clip: -1}}", "optim.groups.one.clip"),
+    ("engine.workers=-1", "a whole number of at least 0 or auto"),
+    ("engine.workers=foo", "a whole number of at least 0 or auto"),
+    ("engine.devices=0", "of at least 1 or auto"),
+    ("engine.strategy=dpp", "auto or single or ddp or fsdp2"),
+    ("engine.max_bad=-1", "in [0, 1]"),
+    ("engine.checkpoint_minutes=0", "above 0"),
+    ("batch.size=0", "of at least 1"),
+    ("batch.per_device=foo", "of at least 1 or auto"),
+    ("cache.side=0", "of at least 1 or full"),
+    ("schedule.warmup_epochs=-1", "of at least 0"),
+    ("schedule.name=cosin", "cosine"),
+    ("schedule.stop_after=0", "of at least 1"),
+    ("seed=-1", "in [0, 4294967295]"),
+    ("precision=bf16-true", "32-true or bf16-mixed or 16-mixed"),
+    ("precision=16-true", "32-true or bf16-mixed or 16-mixed"),
+    ("labels.names=[left, left]", "a list of different entries"),
+    ("labels.uncertain=maybe", "ignore or zeros or ones"),
+    ("labels.uncertain={left: maybe}", "labels.uncertain.left"),
+    ("labels.pos_weight={left: -1}", "labels.pos_weight.left"),
+    ("probes.rankme=-1", "of at least 0"),
+    ("views.image.channels=0", "of at least 1"),
+    ("views.image.size=[224, x]", "views.image.size.1"),
+    ("views.image.normalise=dataste", "dataset or imagenet or none"),
+    ("views.image.normalise=[[0.5]]", "a list of 2 entries"),
+    ("views={}", "views names none"),
+    ("encoders={}", "encoders names none"),
+    ("encoders.image.init=null", "encoders.image.init must be text"),
+    ("encoders.image.freeze=5", "a list or true or false"),
+    ("encoders.image.view=imag", "unknown key 'imag' in views"),
+    ("encoders.image.drop_path=high", "encoders.image.drop_path must be a number"),
+    ("objective.ratio=high", "objective.ratio must be a number"),
+    ("objective.decoder_depth=x", "objective.decoder_depth must be a whole number"),
+    ("objective.norm_target=1", "objective.norm_target must be true or false"),
+    ("head={name: linear, dropout: [1]}", "head.dropout must be a number"),
+    ("adapters={a: {name: lora, roles: q}}", "adapters.a.roles must be a list"),
+    ("adapters={a: {name: lora, alpha: x}}", "a number or null"),
+    ("stages=[{name: a, batch: {size: 0}}]", "stages.0.batch.size"),
+    ("stages=[{name: a, train: head}]", "stages.0.train must be a list"),
+]
+
+
+@pytest.mark.parametrize(("setting", "told"), REFUSED, ids=[s for s, _ in REFUSED])
+def test_values_out_of_range_are_refused_with_what_is_allowed(setting: str, told: str) -> None:
+    error = fault(BASE, setting)
+    assert told in f"{error.what} {error.fix}"
+    assert error.where.startswith(("--set ", "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "neutral"),
+    [
+        ("link=[[image, text]]", "link=[]"),
+        ("schedule.patience=5", ""),
+        ("schedule.name=plateau", "schedule.name=step"),
+        ("views.image.voi=LUNG", "views.image.voi=auto"),
+        ("views.image.pick=one_of_study", ""),
+        ("views.image.frames=16", ""),
+        ("views.image.spacing_mm=1.0", ""),
+    ],
+)
+def test_what_nothing_reads_yet_is_refused_unless_it_changes_nothing(setting: str, neutral: str) -> None:
+    error = fault(BASE, setting)
+    assert "is not available yet" in error.what
+    assert error.fix
+    parse(BASE, *[neutral] if neutral else [])
+
+
+def test_a_source_may_read_a_key_that_waits() -> None:
+    names = Registry()
+    names.register("source", "test/video", object, view_keys=["frames"])
+    recipe = parse_recipe(put("channels: 3,", "channels: 3, frames: 16,"), origin="r.yaml", names=names)
+    assert recipe["views"]["image"]["frames"] == 16
+
+
+def test_options_of_a_component_from_python_are_held_to_their_annotations() -> None:
+    class Mine:
+        def __init__(self, parts: object, *, kind: Literal["a", "b"] = "a", n: int | None = None, free=0) -> None: ...
+
+    names = Registry()
+    names.register("objective", "mine", Mine)
+
+    def parsed(options: str) -> Recipe:
+        text = put("{name: masked, ratio: 0.9}", f"{{name: mine, {options}}}")
+        return parse_recipe(text, origin="r.yaml", names=names)
+
+    parsed("kind: b, n: null, free: anything")
+    for options, told in (("kind: c", "kind must be a or b"), ("n: x", "n must be a whole number or null")):
+        with pytest.raises(HilumError, match=told) as caught:
+            parsed(options)
+        assert caught.value.where.startswith("r.yaml:5 (objective.")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +260,8 @@ def test_two_levels_and_no_more() -> None:
     [
         ("optim.lr=1e-4", 1e-4),
         ("optim.lr=1.5E+1", 15.0),
-        ("optim.lr=-2.e-3", -0.002),
+        ("augment.shift=-2.e-3", -0.002),
+        ("engine.max_bad=2.e-3", 0.002),
         ("optim.lr=3", 3),
         ("optim.betas=[0.9, 1e-1]", [0.9, 0.1]),
         ("batch.size=16", 16),
@@ -195,6 +306,15 @@ def test_wrong_settings_point_at_the_command_line(setting: str, told: str) -> No
 
 def test_settings_win_over_the_file_and_the_last_over_the_first() -> None:
     assert parse(BASE, "batch.size=16", "batch.size=32")["batch"]["size"] == 32
+
+
+def test_a_place_is_the_line_of_the_file_or_the_setting_that_stands_for_it() -> None:
+    recipe = parse(BASE, "objective={name: masked, ratio: 0.5}", "batch.size=16")
+    assert recipe.where("objective.ratio") == "--set objective (objective.ratio)"
+    assert recipe.where("batch.size") == "--set batch.size"
+    assert recipe.where("batch") == "r.yaml:13 (batch)"
+    assert recipe.with_({"batch": {"size": 4}}).where("optim.lr") == "r.yaml:11 (optim.lr)"
+    assert fault(BASE, "objective={name: masked, ratio: x}").where == "--set objective (objective.ratio)"
 
 
 def test_merge_changes_neither_side() -> None:

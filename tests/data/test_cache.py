@@ -13,15 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake.archive import INTAKES
 from fake.studies import NpyIntake, write_study
 
 from hilum.core.errors import HilumError
+from hilum.core.types import Pixels, Window
 from hilum.data import cache as cache_module
 from hilum.data import ledger, shards
 from hilum.data.cache import ShardCache
-from hilum.data.image import CachedImage, installed_intakes, open_image
+from hilum.data.image import CachedImage, installed_intakes, open_image, reduce_pixels
 from hilum.data.ledger import Rejected
 from hilum.data.study import Study
+from hilum.medical.dicom.voi import mirrored
+from hilum.parts.window import apply_window
 
 KINDS = [np.uint8, np.int16, np.uint16, np.int32, np.float32]
 
@@ -86,6 +90,38 @@ def test_warm_equals_cold_bit_for_bit(side: int | str, tmp_path: Path) -> None:
         assert min(cache.get(3).size) == 16
 
 
+WINDOWS = [
+    Window(200.0, 800.0),
+    Window(1300.0, 1900.0, "sigmoid"),
+    Window(0.0, 1023.0, "table", tuple(np.linspace(0, 1, 1024).tolist())),
+    Window(0.0, 1023.0, "table", tuple(np.linspace(1, 0, 1024).tolist())),
+    Window(0.0, 1023.0, "table", tuple(np.abs(np.linspace(-1, 1, 1024)).tolist())),
+    None,
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
+def test_padding_displays_black(window: Window | None, flipped: bool, kind: type) -> None:
+    stored = np.random.default_rng(0).integers(300, 700, (1, 20, 30)).astype(kind)
+    valid = np.ones((1, 20, 30), bool)
+    valid[:, :, :7] = False
+    stored[~valid] = 0
+    sign = -1.0 if flipped else 1.0
+    seen = mirrored(window) if flipped and window is not None else window
+    for side in (None, 10):
+        image = reduce_pixels(Pixels(stored, sign, 0.0, seen, valid=valid, inverted=flipped), side=side)
+        shown = image.stored.numpy()[0] * image.slope + image.intercept
+        assert image.stored.numpy().dtype == kind and image.valid is not None
+        inside = image.valid.numpy()
+        assert image.stats["min"] == shown[inside].min() and image.stats["mean"] == pytest.approx(shown[inside].mean())
+        if seen is None:
+            assert shown[~inside].max() <= shown[inside].min()
+        else:
+            assert apply_window(shown[~inside], seen).max() < 2e-3
+
+
 def test_what_is_served_is_a_copy(tmp_path: Path) -> None:
     cache = cache_of(study_of(tmp_path, 2))
     cache.build()
@@ -108,6 +144,7 @@ def test_one_folder_a_fingerprint(tmp_path: Path) -> None:
     folders = [cache_of(study, **o).folder for o in ({}, {"side": 17}, {"side": "full"}, {"intakes": [newer()]})]
     assert len(set(folders)) == 4 and all(f.parent == study.path / "cache" for f in folders)
     assert cache_of(study, rows=np.array([1])).folder == folders[0]
+    assert all(hasattr(reader, "version") for reader in INTAKES)
 
 
 def test_changed_pixels_are_read_again(tmp_path: Path) -> None:

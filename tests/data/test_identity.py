@@ -8,11 +8,13 @@ import hmac
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake.archive import by_path, index
 from fake.dicom import phantom, write
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hilum.core.errors import HilumError
 from hilum.data.identity import IdentityKey, Merges, normalise, usable
@@ -134,3 +136,73 @@ def test_a_spelling_that_arrives_later_joins_and_both_are_listed(tmp_path: Path)
     assert index(root, tmp_path / "fresh").counts["read"] == 2
     for name in ("index.parquet", "private/merges.csv"):
         assert (tmp_path / "fresh" / name).read_bytes() == (study / name).read_bytes()
+
+
+def listed(study: Path) -> list[list[str]]:
+    return list(csv.reader((study / "private/merges.csv").open()))[1:]
+
+
+def test_an_identifier_without_issuer_belongs_to_the_only_issuer(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    for n, (name, issuer, patient) in enumerate([("a", "H1", "AB-7"), ("b", None, "ab-7"), ("c", None, "CD-8")]):
+        write(root / f"{name}.dcm", phantom(n), patient=patient, issuer=issuer, study=n)
+    study = index(root, tmp_path / "s").study
+    rows = by_path(study)
+    assert rows["a.dcm"]["group_id"] == rows["b.dcm"]["group_id"] != rows["c.dcm"]["group_id"]
+    assert all(r["group_known"] and not r["problems"] for r in rows.values())
+    assert listed(study) == [["", "ab-7", "h1", "ab-7"], ["H1", "AB-7", "h1", "ab-7"]]
+    file = study / "private/merges.csv"
+    file.write_text(file.read_text().replace(",ab-7,h1,ab-7", ",ab-7,,ab-7"))
+    undone = by_path(index(root, study).study)
+    assert undone["a.dcm"]["group_id"] != undone["b.dcm"]["group_id"] and undone["b.dcm"]["group_known"]
+
+
+def test_an_identifier_without_issuer_that_several_issuers_use_is_nobody(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    for n, (name, issuer) in enumerate([("a", "H1"), ("b", "H2"), ("c", None)]):
+        write(root / f"{name}.dcm", phantom(n), patient="7", issuer=issuer, study=n)
+    study = index(root, tmp_path / "s").study
+    rows = by_path(study)
+    assert len({r["group_id"] for r in rows.values()}) == 3 and listed(study) == []
+    assert {p: (r["group_known"], r["problems"]) for p, r in rows.items()} == {
+        "a.dcm": (True, []),
+        "b.dcm": (True, []),
+        "c.dcm": (False, ["issuer_missing"]),
+    }
+    file = study / "private/merges.csv"
+    file.write_text(file.read_text() + ",7,h2,7\n")
+    decided = by_path(index(root, study).study)
+    assert decided["c.dcm"]["group_id"] == decided["b.dcm"]["group_id"] and decided["c.dcm"]["group_known"]
+
+
+def test_an_issuer_that_arrives_later_joins_what_had_none(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    write(root / "a.dcm", phantom(1), patient="AB-7", study=1)
+    index(root, tmp_path / "s")
+    write(root / "b.dcm", phantom(2), patient="AB-7", issuer="H1", study=2)
+    result = index(root, tmp_path / "s")
+    assert result.counts["read"] == 1 and len({r["group_id"] for r in by_path(result.study).values()}) == 1
+    index(root, tmp_path / "fresh")
+    for name in ("index.parquet", "private/merges.csv"):
+        assert (tmp_path / "fresh" / name).read_bytes() == (result.study / name).read_bytes()
+
+
+def test_spellings_of_a_table_are_listed_and_can_be_parted(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for n in range(4):
+        Image.fromarray(phantom(n).astype(np.uint8)).save(root / f"{n}.png")
+    write(root / "d.dcm", phantom(9), patient="ab 7", issuer="H1", study=9)
+    table = tmp_path / "t.csv"
+    table.write_text("path,patient_id\n0.png,AB 7\n1.png,ab  7\n2.png,CD 8\n3.png,cd 8\nd.dcm,\n")
+    study = index(root, tmp_path / "s", labels=table).study
+    groups = {p: r["group_id"] for p, r in by_path(study).items()}
+    assert groups["0.png"] == groups["1.png"] == groups["d.dcm"] != groups["2.png"] == groups["3.png"]
+    assert [line[:2] for line in listed(study)] == [["", t] for t in ("AB 7", "CD 8", "ab  7", "cd 8")] + [
+        ["H1", "ab 7"]
+    ]
+    assert [line[2:] for line in listed(study)][:2] == [["h1", "ab 7"], ["", "cd 8"]]
+    file = study / "private/merges.csv"
+    file.write_text(file.read_text().replace(",cd 8,,cd 8", ",cd 8,,another"))
+    edited = {p: r["group_id"] for p, r in by_path(index(root, study, labels=table).study).items()}
+    assert edited["2.png"] == groups["2.png"] != edited["3.png"]

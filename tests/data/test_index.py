@@ -20,6 +20,7 @@ from PIL import Image
 from hilum.core.errors import HilumError
 from hilum.core.types import Limits
 from hilum.data import ledger
+from hilum.data.split import make_split
 from hilum.data.study import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom, when it writes the faulty files
@@ -171,6 +172,25 @@ def test_copies_and_conflicts(tmp_path: Path) -> None:
     assert set(chosen) == {rows[p]["sample_id"] for p in ("a.dcm", "e.dcm", "f.dcm", "g.dcm")}
 
 
+def test_copies_under_new_uids_count_once_for_a_known_patient(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    for name, seed, patient, instance in (
+        ("a", 1, "A", 1), ("b", 1, "A", 2), ("c", 1, "A", 3),  # sent again under other UIDs
+        ("d", 1, "D", 4),  # another patient's
+        ("e", 2, None, 5), ("f", 2, None, 6),  # nobody knows whether this is one patient
+        ("g", 3, "G", 7), ("h", 4, "G", 7), ("i", 3, "G", 8),  # a conflict is no original
+    ):  # fmt: skip
+        write(root / f"{name}.dcm", phantom(seed), patient=patient, study=instance, instance=instance)
+    write(root / "j.dcm", np.zeros((24, 32), np.uint16), patient="J", study=10)
+    write(root / "k.dcm", np.zeros((24, 32), np.uint16), patient="J", study=11)  # constant: no evidence
+    write(root / "l.dcm", phantom(1).reshape(12, 64), patient="A", study=12)  # the same bytes, another shape
+    study = Study(index(root, tmp_path / "s").study)
+    rows = by_path(study.path)
+    names = {r["sample_id"]: p[0] for p, r in rows.items()}
+    assert {p[0]: names[r["duplicate_of"]] for p, r in rows.items() if r["duplicate_of"]} == {"b": "a", "c": "a"}
+    assert {names[s] for s in study.column("sample_id")[study.rows()]} == set("adefijkl")
+
+
 def test_nothing_private_is_written_outside_private(tmp_path: Path) -> None:
     """A hundred planted identifiers in names, numbers, paths, free text: none in a public file, few in private ones."""
     root, canaries = tmp_path / "archive", []
@@ -219,6 +239,9 @@ def test_headers_only_says_what_it_can(archive: Path, tmp_path: Path) -> None:
     assert row["status"] == "indexed" and row["rows"] == 24 and row["modality"] == "DX"
     assert row["stored_sha256"] is None and row["mean"] is None
     assert by_path(result.study)["cut.dcm"]["reason"] == "truncated_pixels"
+    with pytest.raises(HilumError, match="no hash of their pixels") as caught:
+        make_split(Study(result.study), near=False)
+    assert "--headers-only" in caught.value.fix and not (result.study / "splits").exists()
     full = index(archive, tmp_path / "s")  # the same study again, now with pixels
     assert by_path(full.study)["p0/im.dcm"]["mean"] is not None
 
@@ -249,6 +272,10 @@ def test_exit_codes(tmp_path: Path) -> None:
     (root / "b").write_bytes(b"")
     assert index(root, tmp_path / "clean").exit_code == 0  # only harmless ones are quarantined
     (root / "cut.dcm").write_bytes((root / "0.dcm").read_bytes()[:-9])
+    index(root, tmp_path / "gone")
+    for n in range(1, 9):
+        (root / f"{n}.dcm").rename(root / f"new{n}.dcm")
+    assert index(root, tmp_path / "gone", max_quarantined=0.07).exit_code == 3  # 1 of 12, vanished ones not counted
     assert index(root, tmp_path / "s").exit_code == 3
     assert index(root, tmp_path / "s", max_quarantined="10%").exit_code == 0
     assert index(root, tmp_path / "s", max_quarantined=0.05).exit_code == 3

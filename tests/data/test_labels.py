@@ -16,7 +16,7 @@ from PIL import Image
 
 from hilum.core.errors import HilumError
 from hilum.data.identity import IdentityKey
-from hilum.data.labels import findings_of, join
+from hilum.data.labels import join
 from hilum.data.study import Study
 from hilum.data.tables import Table
 
@@ -104,36 +104,6 @@ def test_other_tables_and_separators(archive: Path, tmp_path: Path) -> None:
         Table.read(tmp_path / "absent.csv")
 
 
-def test_findings_classes_and_what_is_neither() -> None:
-    columns = {
-        "path": ["a", "b", "c"],
-        "patient_id": ["1", "0", "1"],
-        "Edema": ["1", "0.0", "-1"],
-        "Mass": ["", "1", ""],
-        "age": ["54", "1", "0"],
-        "note": ["long", "text", ""],
-        "split": ["train", "train", "test"],
-        "empty": ["", "", ""],
-    }
-    found = findings_of(Table("t", columns))
-    assert list(found) == ["Edema", "Mass"]
-    np.testing.assert_array_equal(found["Mass"].to_numpy(zero_copy_only=False), [np.nan, 1, np.nan])
-    assert list(findings_of(Table("t", columns), names=["Mass"])) == ["Mass"]
-    with pytest.raises(HilumError) as caught:
-        findings_of(Table("t", columns), names=["age"])
-    assert "row 2" in caught.value.where and "54" not in str(caught.value)
-    with pytest.raises(HilumError, match="no column 'Massa'"):
-        findings_of(Table("t", columns), names=["Massa"])
-    mistaken = {**columns, "Edema": ["1", "0", "yes"], "Mass": ["1", "1", "1"]}
-    with pytest.raises(HilumError) as caught:
-        findings_of(Table("t", mistaken))
-    assert "Edema" in caught.value.what and "row 4" in caught.value.where
-    classes = {"path": ["a", "b", "c"], "label": ["x", "", "y"], "note": ["1 2", "3", "4"]}
-    assert findings_of(Table("t", classes))["class"].to_pylist() == ["x", None, "y"]
-    assert findings_of(Table("t", {"path": ["a"], "kind": ["x"]}))["class"].to_pylist() == ["x"]
-    assert findings_of(Table("t", {"path": ["a"], "one": ["x"], "two": ["y"]})) == {}
-
-
 def test_image_files_take_group_view_and_split_from_the_table(images: Path, tmp_path: Path) -> None:
     splits, labels = ("train", "test"), ("normal", "viral", "")
     rows = [f"{n}.png,P{n // 2},{('pa', 'lat')[n % 2]},L,DX,{splits[n // 4]},{labels[n % 3]}" for n in range(N)]
@@ -197,8 +167,9 @@ def test_ambiguous_tables_are_refused(archive: Path, tmp_path: Path) -> None:
     state = pa.table({"path": ["a/1.png", "b/1.png", "c/2.png"]})
     with pytest.raises(HilumError, match="fits several files"):
         join(Table("t", {"path": ["1.png", "2.png"]}), state, KEY)
-    assert join(Table("t", {"path": ["b/1.png", "x/a/1.png", "./c\\2.png"]}), state, KEY) == [1, 0, 2]
-    assert join(Table("t", {"path": ["1.png", "b/1.png"]}), pa.table({"path": ["1.png", "b/1.png"]}), KEY) == [0, 1]
+    assert join(Table("t", {"path": ["b/1.png", "x/a/1.png", "./c\\2.png"]}), state, KEY).rows == [1, 0, 2]
+    exact = join(Table("t", {"path": ["1.png", "b/1.png"]}), pa.table({"path": ["1.png", "b/1.png"]}), KEY)
+    assert exact.rows == [0, 1] and exact.unused == []
     table = csv_of(tmp_path / "t.csv", "study_instance_uid,Edema", [f"{uid(n % 5 + 1)},{n % 2}" for n in range(N)])
     with pytest.raises(HilumError) as caught:
         index(archive, tmp_path / "s", labels=table, join="study_instance_uid")
@@ -207,6 +178,43 @@ def test_ambiguous_tables_are_refused(archive: Path, tmp_path: Path) -> None:
         index(archive, tmp_path / "t", labels=table, join="accession")
     with pytest.raises(HilumError, match="cannot be joined by 'name'"):
         index(archive, tmp_path / "u", labels=table, join="name")
+
+
+def test_rows_that_repeat_another_one_are_used(archive: Path, tmp_path: Path) -> None:
+    """One row an image, joined by patient: all rows of a patient say the same, and none is lost."""
+    counts = {"rows": N, "rows_unmatched": 0, "files": N, "files_unmatched": 0}
+    for by, rows in (
+        ("patient_id", [f"P{n // 2},{n // 2 % 2}" for n in range(N)]),
+        ("path", [f"{KEYS['path'](n)},1" for n in range(N)] * 2),
+    ):
+        table = csv_of(tmp_path / "t.csv", f"{by},Edema", rows)
+        result = index(archive, tmp_path / by, labels=table, join=by)
+        assert result.counts["labels"] == counts | {"rows": len(rows)}
+    lost = csv_of(tmp_path / "u.csv", "patient_id,Edema", [f"P{n},1" for n in (0, 1, 2, 9, 9)])
+    with pytest.raises(HilumError, match="2 of 5 rows") as caught:
+        index(archive, tmp_path / "s", labels=lost, join="patient_id")
+    assert caught.value.where == "rows 5, 6"
+
+
+def test_a_missing_join_key_names_those_that_are_there(archive: Path, tmp_path: Path) -> None:
+    table = csv_of(tmp_path / "t.csv", "effusion,accession,Patient_ID", ["1,ACC1,P0"])
+    with pytest.raises(HilumError, match="no column 'path'") as caught:
+        index(archive, tmp_path / "s", labels=table)
+    assert caught.value.fix == "join by accession or patient_id"
+
+
+def test_a_failing_table_leaves_a_finished_study_alone(archive: Path, tmp_path: Path) -> None:
+    table = csv_of(tmp_path / "t.csv", "path,Edema", [f"{KEYS['path'](n)},1" for n in range(N)])
+    study = index(archive, tmp_path / "s", labels=table).study
+    kept = ("index.parquet", "series.parquet", "labels.parquet", "study.json", "private/paths.parquet")
+    before = {name: (study / name).read_bytes() for name in kept}
+    write(archive / "new.dcm", phantom(9), patient="P9", study=9)
+    broken = csv_of(tmp_path / "u.csv", "path,Edema", [f"{KEYS['path'](n)},{n}" for n in range(N)])
+    with pytest.raises(HilumError, match="other than 1, 0, -1"):
+        index(archive, study, labels=broken, max_unmatched=0.5)
+    assert {name: (study / name).read_bytes() for name in kept} == before
+    mended = index(archive, study, labels=table, max_unmatched=0.5)
+    assert mended.counts["read"] == 0 and mended.counts["indexed"] == N + 1  # the new file was read and kept
 
 
 def test_two_issuers_with_one_patient_id_need_the_issuer(tmp_path: Path) -> None:
@@ -218,6 +226,16 @@ def test_two_issuers_with_one_patient_id_need_the_issuer(tmp_path: Path) -> None
     table = csv_of(tmp_path / "b.csv", "issuer,patient_id,Edema", ["H2,7,0", "h1 ,7,1"])
     study = Study(index(root, tmp_path / "t", labels=table, join="patient_id").study)
     np.testing.assert_array_equal(study.label_matrix(None, [0, 1]), [[1], [0]])
+
+
+def test_an_issuer_that_only_the_table_or_only_the_file_has(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    for n, issuer in enumerate(("H1", None)):
+        write(root / f"{n}.dcm", phantom(n), patient="7", issuer=issuer, study=n)
+    for header, row in (("patient_id,Edema", "7,1"), ("issuer,patient_id,Edema", "H1,7,1")):
+        table = csv_of(tmp_path / "t.csv", header, [row])
+        study = Study(index(root, tmp_path / header[:6], labels=table, join="patient_id").study)
+        np.testing.assert_array_equal(study.label_matrix(None, [0, 1]), [[1], [1]])
 
 
 def test_a_study_with_labels_does_not_lose_them_silently(archive: Path, tmp_path: Path) -> None:

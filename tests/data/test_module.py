@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from fake.feeds import Draws, Toy, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_on_ranks
 
 from hilum.core.errors import HilumError, TooManyBadSamples
 from hilum.core.types import BadSample, Batch
@@ -289,3 +291,102 @@ def test_workers_are_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pump.auto_workers() == 11
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 << 30))
     assert pump.auto_workers() == 3
+
+
+# ---- the account over a stop, evaluation, and ranks ---------------------------------------------------------------
+
+
+def count(module: DataModule, epoch: int, *, steps: int | None = None, start: int = 0) -> None:
+    for at, micro in enumerate(module.train_loader(epoch, start_step=start)):
+        module.account(sum(b.size for b in micro), [x for b in micro for x in b.bad], epoch=epoch)
+        module.check_account(epoch=epoch, final=False)
+        if at + 1 == steps:
+            return
+
+
+def test_a_resumed_epoch_goes_on_with_its_account(tmp_path: Path) -> None:
+    path, faults = tmp_path / "bad_samples.parquet", dict.fromkeys(range(0, 100, 10), "value")
+
+    def fresh(share: float) -> DataModule:
+        return module_of(Toy(100, faults), batch=10, max_bad=share, bad_path=path)
+
+    first = fresh(0.08)
+    count(first, 3, steps=5)
+    state = json.loads(json.dumps(first.state_dict()))  # a checkpoint holds plain values
+    before = len(state["account"]["bad"])
+    assert 0 < before < 9 and state["account"]["delivered"] + before == 50
+    assert pq.read_table(path).num_rows == before, "the list is as old as the checkpoint"
+    resumed = fresh(0.08)
+    resumed.load_state_dict(state)
+    with pytest.raises(TooManyBadSamples, match=r"(9|10) of 100 samples of epoch 3"):
+        count(resumed, 3, start=5)
+    patient = fresh(0.5)
+    patient.load_state_dict(state)
+    count(patient, 3, start=5)
+    account = patient._account
+    assert account is not None and account.expected == account.total == 100 == account.delivered + len(account.bad)
+    patient.check_account(epoch=3, final=True)
+    assert {r["sample_id"] for r in pq.read_table(path).to_pylist()} == {name_of(r) for r in faults}
+    count(patient, 4)  # another epoch begins at nought
+    assert patient._account is not None and patient._account.expected == 100
+    patient._account.delivered -= 1
+    with pytest.raises(HilumError, match="asked for 100 samples, 89 came, 10 failed"):
+        patient.check_account(epoch=4, final=True)
+
+
+def test_a_run_does_not_go_on_with_other_samples_than_it_had() -> None:
+    state = module_of(Toy(100), batch=10).state_dict()
+    module_of(Toy(100), batch=10).load_state_dict(state)
+    for other in (module_of(Toy(99), batch=10), module_of(Toy(100), batch=20)):
+        with pytest.raises(HilumError, match="other samples or batches"):
+            other.load_state_dict(state)
+
+
+def test_what_one_stop_reported_does_not_stop_the_mended_run_again() -> None:
+    faults = dict.fromkeys(range(0, 100, 25), "value")
+    module = module_of(Toy(100, faults), batch=10, max_bad=0.02)
+    with pytest.raises(TooManyBadSamples):
+        count(module, 0)
+    account = module._account
+    assert account is not None
+    steps = (account.delivered + len(account.bad)) // 10
+    state = module.state_dict()
+    mended = module_of(Toy(100), batch=10, max_bad=0.02)
+    mended.load_state_dict(state)
+    count(mended, 0, start=steps)
+    mended.check_account(epoch=0, final=True)
+    assert mended._account is not None and len(mended._account.bad) == 3 == state["account"]["told"]
+
+
+def test_evaluation_is_accounted_like_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "bad_samples.parquet"
+    module = module_of(Toy(20, {6: "value"}), max_bad=0.05, bad_path=path)
+    for epoch in (0, 1):
+        count(module, epoch)
+        list(module.loader("val"))
+        next(module.loader("val"))  # given up: no pass over the split, no account
+        assert [a.counts for a in module.evaluated] == [
+            {"expected": 20, "delivered": 19, "missing": {"value_error": 1}}
+        ]
+        module.check_account(epoch=epoch, final=True)
+        assert module.evaluated == []
+    rows = [(r["epoch"], r["split"]) for r in pq.read_table(path).to_pylist()]
+    assert sorted(rows) == [(0, "train"), (0, "val"), (1, "train"), (1, "val")]
+    told = [r.getMessage() for r in caplog.records]
+    assert told == [f"epoch 0, {s}: 19 of 20 samples delivered, missing: 1 value_error" for s in ("train", "val")]
+    strict = module_of(Toy(20, {6: "value"}), max_bad=0.01, bad_path=path)
+    list(strict.loader("val"))
+    with pytest.raises(TooManyBadSamples, match="1 of 20 samples of val cannot be read"):
+        strict.check_evaluated()
+    assert (-1, "val") in [(r["epoch"], r["split"]) for r in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.integration
+def test_bad_samples_of_every_rank_are_listed_and_carried_over_a_stop(tmp_path: Path) -> None:
+    told = run_on_ranks("account_ranks:train", tmp_path)
+    assert told["bad"] == sorted(name_of(r) for r in (0, 5, 9)) and told["delivered"] == 9
+    rows = pq.read_table(tmp_path / "bad_samples.parquet").to_pylist()
+    assert sorted({r["sample_id"] for r in rows if r["split"] == "train"}) == told["bad"]
+    assert sorted({r["sample_id"] for r in rows if r["split"] == "val"}) == told["bad"]
+    assert told["strict"] == "3 of 12 samples of epoch 0 cannot be read; at most 20.00% may fail"
+    assert told["val"] == "3 of 12 samples of val after epoch 0 cannot be read; at most 20.00% may fail"

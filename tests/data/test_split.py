@@ -327,6 +327,22 @@ def test_a_copy_of_an_unknown_patient_is_never_held_out(tmp_path: Path) -> None:
         assert {"g3", "unknown-a"} <= split.groups("train")
 
 
+def test_a_split_of_images_without_hashes_is_refused_at_the_start(tmp_path: Path) -> None:
+    owners = [f"g{i:02d}" for i in range(20)]
+    split = make_split(write_study(tmp_path, owners), near=False)
+    study = write_study(tmp_path, owners, stored_sha256=[None] * 20)
+    split.info["index_digest"] = study.digest
+    with pytest.raises(HilumError, match="20 images of the index have no hash"):
+        split.check(study)
+
+
+def test_images_of_several_frames_are_in_no_part_and_told(tmp_path: Path) -> None:
+    study = write_study(tmp_path, [f"g{i:02d}" for i in range(20)], frames=[1] * 17 + [9] * 3)
+    split = make_split(study, near=False)
+    assert split.groups("none") == {"g17", "g18", "g19"}
+    assert split.warnings == ["left out: 3 images of several frames (2-D views take one)"]
+
+
 def test_copies_that_appear_later_are_noticed(tmp_path: Path) -> None:
     """``duplicate_of`` and conflicts change no digest line; the check itself must find the leak."""
     owners = [f"g{i:02d}" for i in range(20)]
@@ -393,10 +409,18 @@ def test_official_test_groups_of_unknown_identity_are_left_out_and_told(tmp_path
     assert "unknown identity" in split.warnings[2] and "1 of 4 rows" in split.warnings[0]
 
 
+def test_cells_of_a_wrong_split_column_are_not_printed(tmp_path: Path) -> None:
+    study = write_study(tmp_path, list("ab"))
+    table = official(tmp_path, [("a", "Doe-1"), ("b", "Doe-2")], "group_id,patient_name")
+    with pytest.raises(HilumError, match="name no part") as caught:
+        make_split(study, from_table=(table, "patient_name"), near=False)
+    assert caught.value.where == "2 of 2, rows 2, 3" and "Doe" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "column", "message"),
     [
-        ("group_id,part", [("a", "train"), ("b", "holdout")], "part", r"row 3: 'holdout'"),
+        ("group_id,part", [("a", "train"), ("b", "holdout")], "part", r"name no part"),
         ("group_id,part", [("a", "train")], "prt", r"no column 'prt'"),
         ("name,part", [("a", "train")], "part", r"no column that says which files"),
         ("group_id,part", [("x", "train"), ("y", "test")], "part", r"no row of official.csv fits"),

@@ -47,6 +47,17 @@ WRAPPINGS = {
     "timm": lambda s: s,
     "ddp": lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}},
     "lightning": lambda s: {"state_dict": {f"objective.encoder.net.{k}": v for k, v in s.items()}, "loops": {"a": 1}},
+    "our checkpoint": lambda s: {
+        "format": 1,
+        "position": {"step": 3},
+        "average": None,
+        "optimisers": {"main": {"state": {0: s["cls_token"]}}},
+        "objective": {**{f"encoder.net.{k}": v for k, v in s.items()}, "decoder.norm.weight": torch.zeros(4)},
+    },
+    "our checkpoint's average": lambda s: {
+        "objective": {f"encoder.net.{k}": torch.zeros_like(v) for k, v in s.items()},
+        "average": {f"encoder.net.{k}": v for k, v in s.items()},
+    },
     "mae": lambda s: {"model": {**s, "decoder_pred.weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1.0)},
 }
 

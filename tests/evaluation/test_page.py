@@ -214,6 +214,13 @@ def test_a_flow_that_loses_files_says_so(content):
     assert flow_gaps([Step("Found", 10, left={"bad": 2}), Step("Indexed", 8)]) == []
     lost = [Step("Found", 10, left={"bad": 2}), Step("Indexed", 7)]
     assert flow_gaps(lost) == ["The flow does not add up: Found 10, less 2, is not Indexed 7."]
+    ends = [SplitColumn("train", 3, 5), SplitColumn("test", 2, 3, judged=2, left={"codec_error": 1})]
+    found = [Step("Found", 10, left={"bad": 2})]
+    assert flow_gaps(found, ends) == []
+    ends[1].left = {}
+    assert flow_gaps(found, ends) == ["The flow does not add up: test 3, less 0, is not judged 2."]
+    ends[1] = SplitColumn("test", 2, 2)
+    assert flow_gaps(found, ends) == ["The flow does not add up: Found 10, less 2, is not the splits 7."]
     content = full()
     content.flow = lost
     assert "does not add up" in Page(render(content)).text

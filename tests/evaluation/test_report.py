@@ -9,7 +9,7 @@ import pytest
 from hilum.core.errors import HilumError, LeakError
 from hilum.evaluation.metrics import auroc
 from hilum.evaluation.predictions import Predictions
-from hilum.evaluation.report import evaluate
+from hilum.evaluation.report import Origin, evaluate
 
 NAMES = ("edema", "nodule", "hernia")
 
@@ -171,3 +171,22 @@ def test_compare_is_paired_by_sample_whatever_the_order():
     b.group_id[3] = "somebody else"
     with pytest.raises(HilumError, match="disagree on groups"):
         evaluate(a, n=5).compare(evaluate(b, n=5))
+
+
+def test_where_predictions_come_from_is_written_and_told_apart():
+    counts = {"expected": 250, "delivered": 240, "missing": {"codec_error": 10}}
+    origin = Origin("ab" * 32, "site-0123abcd", {"site-0123abcd-test": counts, "val": counts}, ("A note.",))
+    report = evaluate(predictions(), validation=predictions("val", 1), n=10, rule="sensitivity>=0.8", origin=origin)
+    assert report.name == "site-0123abcd-test"
+    assert set(report.scalars()) == {f"site-0123abcd/{k}" for k in evaluate(predictions(), n=10).scalars()}
+    stored = report.to_json()
+    assert (stored["study"], stored["checkpoint"], stored["rule"]) == ("site-0123abcd", "ab" * 32, "sensitivity>=0.8")
+    assert stored["delivery"]["val"] == counts
+    assert report.warnings[:3] == [
+        "A note.",
+        "10 of 250 rows of site-0123abcd-test could not be read (10 codec_error): they are not judged.",
+        "10 of 250 rows of val could not be read (10 codec_error): thresholds were chosen without them.",
+    ]
+    # the validation rows of another study are not those that thresholds were chosen on
+    other = evaluate(predictions("val", 2), validation=predictions("val", 1), n=10, origin=Origin(study="site-0"))
+    assert not any("these very validation rows" in w for w in other.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +53,15 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 patients of 16-bit PNG: a bright disc on the left and a dark square on the right are findings; one file is broken."""
+def draw_archive(root: Path, patients: Iterable[int], *, seed: int) -> None:
+    """16-bit PNG: a bright disc on the left and a dark square on the right are findings; ``labels.csv`` lies beside."""
     from PIL import Image
 
-    root = tmp_path_factory.mktemp("archive")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[:48, :56]
     lines = ["path,patient_id,left,right"]
-    for patient in range(48):
+    root.mkdir(parents=True, exist_ok=True)
+    for patient in patients:
         left, right = patient % 2, (patient // 2) % 2
         for image in range(1 + patient % 2):
             pixels = 8000 + 3000 * rng.random((48, 56)) + 60 * y + 1500 * rng.random()
@@ -70,8 +70,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"p{patient:02d}-{image}.png"
             Image.fromarray(pixels.astype(np.uint16)).save(root / name)
             lines.append(f"{name},P{patient:02d},{left},{right}")
-    (root / "broken.png").write_bytes((root / "p00-0.png").read_bytes()[:200])
     (root.parent / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., None]:
+    return draw_archive
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 patients; one file is broken."""
+    root = tmp_path_factory.mktemp("archive")
+    draw_archive(root, range(48), seed=0)
+    (root / "broken.png").write_bytes((root / "p00-0.png").read_bytes()[:200])
     return root
 
 

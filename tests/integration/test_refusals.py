@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hilum.core.cli import main
 from hilum.core.errors import HilumError
 from hilum.verbs.evaluating import evaluate
 from hilum.verbs.intake import index
@@ -100,3 +101,24 @@ def test_an_official_split_that_leaks_is_refused(own: Path, archive: Path, tmp_p
         split(own, from_=f"{tmp_path / 'official.csv'}:part", name="official")
     assert "P0" not in str(caught.value)
     assert not (own / "splits" / "official.json").exists()
+
+
+@pytest.mark.parametrize(
+    "told", [["--val-from", "train", "0.2"], ["--val-from", "train:0.2"], ["--val-from=train:0.2"]]
+)
+@pytest.mark.parametrize("study_last", [False, True])
+def test_validation_patients_are_taken_of_an_official_split(
+    own: Path, archive: Path, tmp_path: Path, told: list[str], study_last: bool
+) -> None:
+    rows = list(csv.DictReader((archive.parent / "labels.csv").open()))
+    lines = ["path,part", *(f"{r['path']},{'test' if int(r['patient_id'][1:]) % 4 == 0 else 'train'}" for r in rows)]
+    (tmp_path / "official.csv").write_text("\n".join(lines) + "\n")
+    options = ["--from", f"{tmp_path / 'official.csv'}:part", "--no-near", "--name", "official", *told]
+    assert main(["split", *options, str(own)] if study_last else ["split", str(own), *options]) == 0
+    sizes = json.loads((own / "splits" / "official.json").read_text())["groups"]
+    assert sizes == {"train": 29, "val": 7, "test": 12, "none": 0}
+
+
+def test_words_that_name_no_share_are_one_message(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["split", str(own), "--val-from", "train", "much"]) == 1
+    assert "--val-from train:0.1" in capsys.readouterr().err

@@ -88,6 +88,8 @@ def test_a_start_that_saw_bars_beats_a_random_one(studies: dict[str, Path], caps
     assert all(row.adjusted_a >= row.p_a_better for row in told.rows)
     shown = capsys.readouterr().out
     assert (studies["root"] / "one" / "table.md").read_text().strip() in shown
+    sd = told.mean.sd_a
+    assert sd is not None and sd > 0 and f"± {sd:.3f} [" in shown
     for start in ("scratch", "seen"):
         assert result.reports[start].predictions.sample_id.size == 96 * 2  # every picture judged once a seed
         assert len(result.chosen[start]) == 3 and set(result.chosen[start]) <= {3.0e-4, 1.0e-3}

@@ -84,15 +84,6 @@ def test_restore_sends_gradient_to_tokens_and_mask_token():
     assert torch.equal(token.grad, torch.full((1, 1, 4), 10.0))  # 2 images x 5 removed
 
 
-def test_masking_of_a_given_mask():
-    removed = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]])
-    masking = m.masking_of(removed)
-    assert torch.equal(masking.mask, removed.float())
-    assert masking.ids_keep.tolist() == [[0, 3], [1, 2]]
-    with pytest.raises(HilumError, match="different numbers"):
-        m.masking_of(torch.tensor([[0, 1], [1, 1]]))
-
-
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 14), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
 def test_block_masks_have_the_exact_count(sample, h, w, share):

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> ExportResult:
-    return export(run, to="onnx", out=run.parent / "out")
+    return export(run, to="onnx", out=run.parent / "out", without_real_samples=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,21 @@ def test_a_graph_of_other_weights_is_refused_and_leaves_nothing(
     old = exported.folder / "model.onnx"
     monkeypatch.setattr(onnx_graph, "write_graph", lambda objective, preprocessing, path, about: shutil.copy(old, path))
     with pytest.raises(HilumError, match=r"disagrees with the trained model on 8 of 8 images: by 0\.00") as refused:
-        export(tmp_path / "run", to="onnx", out=tmp_path / "out")
+        export(tmp_path / "run", to="onnx", out=tmp_path / "out", without_real_samples=True)
     assert "nothing was written" in refused.value.fix
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_real_images_a_graph_is_refused_unless_asked_for(
+    run: Path, exported: ExportResult, tmp_path: Path
+) -> None:
+    with pytest.raises(HilumError, match="on 8 real images and 0 could be compared") as refused:
+        export(run, to="onnx", out=tmp_path / "out")
+    assert "--without-real-samples" in refused.value.fix and not any(tmp_path.iterdir())
+    parity, card = (exported.folder / name for name in ("parity.json", "README.md"))
+    assert json.loads(parity.read_text())["without_real_samples"] is True
+    assert "Written with --without-real-samples: agreement was shown on 0 real images" in card.read_text()
+    assert (exported.real, exported.random) == (0, 8)
 
 
 def test_what_makes_no_scores_has_no_graph(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

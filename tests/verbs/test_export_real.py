@@ -13,6 +13,7 @@ from tiny_run import NAMES, write_run
 
 from hilum.core.errors import HilumError
 from hilum.core.types import Window
+from hilum.data import image as images
 from hilum.data.index import index_archive
 from hilum.data.split import Split, make_split
 from hilum.data.study import Study
@@ -65,6 +66,28 @@ def test_eight_validation_images_are_compared_and_stay(study: Path, model: Loade
         assert pixels.astype(np.int16)[3].tobytes() not in shipped and path.name.encode() not in shipped
     ids = Study(study).column("sample_id")
     assert not any(str(sample).encode() in shipped for sample in ids)
+
+
+def test_a_graph_is_checked_on_eight_real_images_and_not_on_seven(
+    study: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = export(model.folder, to="onnx", out=tmp_path / "out")
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert (result.real, result.random) == (8, 8) and 0 < result.max_abs_difference <= 1e-4
+    assert not parity["without_real_samples"]
+    assert "without-real-samples" not in (tmp_path / "out" / "README.md").read_text()
+    read, seen = images.open_image, []
+
+    def seven(*args, **options):  # of each part of the study, all other files cannot be read
+        seen.append(args[1])
+        if len(set(seen)) > 7:
+            raise OSError("gone")
+        return read(*args, **options)
+
+    monkeypatch.setattr(images, "open_image", seven)
+    with pytest.raises(HilumError, match=r"8 real images and 7 could be compared: .*could not be read"):
+        export(model.folder, to="onnx", out=tmp_path / "seven")
+    assert not (tmp_path / "seven").exists()
 
 
 def test_they_are_what_evaluation_reads(study: Path, model: LoadedModel) -> None:
@@ -129,8 +152,6 @@ def test_colour_needs_safetensors(tmp_path: Path) -> None:
 
 
 def test_windows_that_are_not_linear_are_said(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hilum.data import image as images
-
     read = images.open_image
 
     def bent(*args, **options):

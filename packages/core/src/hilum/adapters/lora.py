@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hilum.adapters.delta import check_delta, freeze_base
 from hilum.core.adapter import Adapter
 from hilum.core.encoder import sites
 from hilum.core.errors import HilumError, Unsupported, nearest
@@ -118,7 +117,8 @@ class LoRA(Adapter):
                 where=type(module).__name__,
                 fix="check roles and match; convolutional encoders have no such projections",
             )
-        self.base_sha256 = freeze_base(module)
+        module.requires_grad_(False)
+        self.base = (module,)
         for role, site in found:
             self._adapt(role, site)
         log.info("%s", self.summary())
@@ -194,8 +194,3 @@ class LoRA(Adapter):
                     target = layer.weight[link.rows]
                     wide = torch.promote_types(target.dtype, torch.float32)  # half-precision bases add up in float32
                     target.copy_(target.to(wide) + link.update.weight().to(wide) * self.scale)
-
-    def load(self, delta: Mapping[str, Tensor], *, base_sha256: str | None = None) -> None:
-        """Load a delta; another rank, other roles or another base raise."""
-        check_delta(self, delta)
-        super().load(delta, base_sha256=base_sha256)

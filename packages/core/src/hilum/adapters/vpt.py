@@ -7,15 +7,13 @@ Shallow: before the first block. Deep: before every block, where they replace th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from hilum.adapters.delta import check_delta, freeze_base
 from hilum.core.adapter import Adapter, Slot
 from hilum.core.errors import HilumError, Unsupported
 from hilum.core.types import Block, EncoderSpec, State
@@ -46,7 +44,8 @@ class VPT(Adapter):
             )
         if self.prompts is not None or any(isinstance(getattr(w, "__self__", None), VPT) for w in wraps):
             raise HilumError("prompts are attached already", fix="one VPT adapter for each encoder")
-        self.base_sha256 = freeze_base(module)
+        module.requires_grad_(False)
+        self.base = (module,)
         rows = len(spec.layer_dims) if self.deep else 1
         bound = math.sqrt(6.0 / (3 * math.prod(spec.patch) + spec.embed_dim))
         device = next(module.parameters()).device
@@ -79,11 +78,6 @@ class VPT(Adapter):
         """What is added, and how many parameters that takes."""
         where = "every block" if self.deep else "the first block"
         return f"{self.tokens} prompts before {where}: {sum(p.numel() for p in self.trainable()):,} parameters"
-
-    def load(self, delta: Mapping[str, Tensor], *, base_sha256: str | None = None) -> None:
-        """Load a delta; another number of prompts, another depth or another base raise."""
-        check_delta(self, delta)
-        super().load(delta, base_sha256=base_sha256)
 
 
 @dataclass(frozen=True)

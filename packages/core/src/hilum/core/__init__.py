@@ -1,4 +1,4 @@
-"""The thin core: contracts, the one loop, recipes, tracking, the command line.
+"""The thin core: contracts, the one loop, recipes, the command line.
 
 Public verbs are attributes resolved on first use: ``from hilum.core import pretrain``.
 """

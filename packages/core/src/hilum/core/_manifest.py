@@ -34,6 +34,11 @@ ENTRIES: dict[str, dict[str, object]] = {
             "help": "attention pooling with a learned query",
         },
     },
+    "probe": {
+        "linear": {"target": "hilum.evaluation.probes:LinearProbe", "help": "logistic regression on frozen features"},
+        "knn": {"target": "hilum.evaluation.probes:KNNProbe", "help": "nearest neighbours by cosine"},
+        "rankme": {"target": "hilum.evaluation.probes:RankMe", "help": "effective rank of the features (RankMe)"},
+    },
     "plan": {
         "shuffle": {"target": "hilum.data.plan:Shuffle", "help": "every sample once an epoch, in a keyed order"},
         "sequential": {"target": "hilum.data.plan:Sequential", "help": "index order"},

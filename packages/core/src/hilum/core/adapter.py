@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hilum.core.errors import ContractError, HilumError
 
 Slot = Literal["input", "embedding", "blocks", "pooled"]
+BASE = "base_sha256"  # of a delta's tensors: the one that names the base
 METHODS = ("attach", "trainable", "merged", "merge", "delta", "load")
 
 
@@ -26,10 +27,15 @@ class Adapter(nn.Module):
 
     slot: Slot = "blocks"
     scale: float = 1.0
-    base_sha256: str | None = None
+    base: tuple[nn.Module, ...] = ()  # the adapted network; in a tuple, so that it is no submodule
+
+    @property
+    def base_sha256(self) -> str | None:
+        """Hash of the base as it stands (loading a checkpoint replaces what it was built with); None before attach."""
+        return state_sha256(self.base[0]) if self.base else None
 
     def attach(self, module: nn.Module) -> nn.Module:
-        """Insert into ``module`` and return it."""
+        """Insert into ``module``, freeze it, remember it as ``base``, and return it."""
         raise ContractError(f"{type(self).__name__} is not an adapter", ["method attach(module)"])
 
     def trainable(self) -> Iterator[nn.Parameter]:
@@ -43,19 +49,38 @@ class Adapter(nn.Module):
         raise HilumError(f"{type(self).__name__} cannot be merged into its base")
 
     def delta(self) -> dict[str, Tensor]:
-        """Own tensors by name, on the CPU."""
-        return {k: v.detach().cpu() for k, v in self.state_dict().items()}
+        """Own tensors by name, on the CPU, and ``base_sha256`` (32,) uint8: the base they change."""
+        own = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        digest = self.base_sha256
+        return own if digest is None else {**own, BASE: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
 
     def load(self, delta: Mapping[str, Tensor], *, base_sha256: str | None = None) -> None:
-        """Load a delta; refuse one made for another base."""
-        if base_sha256 is not None and self.base_sha256 is not None and base_sha256 != self.base_sha256:
-            where = f"delta: {base_sha256[:12]}, base here: {self.base_sha256[:12]}"
+        """Load a delta; refuse one of another base (``base_sha256``, where the delta does not say), kind or size."""
+        told, here, name = base_sha256 or delta_base(delta), self.base_sha256, type(self).__name__
+        if told is None:
+            raise HilumError(
+                f"this delta of a {name} does not say its base", fix="give what the adapter's delta() made"
+            )
+        if told != here:
+            where = f"delta: {told[:12]}, base here: {here[:12] if here else 'none: attach the adapter first'}"
             fix = "load the base it was trained on (its card names it)"
             raise HilumError("this adapter was trained on other base weights", where=where, fix=fix)
-        try:
-            self.load_state_dict(dict(delta))
-        except RuntimeError as error:
-            raise HilumError(f"this delta is not of this {type(self).__name__}: {error}") from error
+        tensors, own = {k: v for k, v in delta.items() if k != BASE}, self.state_dict()
+        fix = "build the adapter with the options of the one that was saved (rank, roles, tokens, ...)"
+        if lost := sorted(own.keys() ^ tensors.keys()):
+            counts = (
+                f"{len(own.keys() - tensors.keys())} tensors are lacking, {len(tensors.keys() - own.keys())} unknown"
+            )
+            raise HilumError(f"this delta is not of this {name}: {counts}", where=", ".join(lost[:4]), fix=fix)
+        if wrong := [k for k in own if own[k].shape != tensors[k].shape]:
+            shapes = f"{tuple(tensors[wrong[0]].shape)} in the delta, {tuple(own[wrong[0]].shape)} here"
+            raise HilumError(f"this delta has other shapes than this {name}", where=f"{wrong[0]}: {shapes}", fix=fix)
+        self.load_state_dict(tensors)
+
+
+def delta_base(delta: Mapping[str, Tensor]) -> str | None:
+    """The hash of the base that a delta names."""
+    return bytes(delta[BASE].tolist()).hex() if BASE in delta else None
 
 
 def state_sha256(module: nn.Module) -> str:

@@ -53,6 +53,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One line of a CSV file, with a header if it is the first; several processes may write to one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = ",".join(str(value) for value in row.values()) + "\n"
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(line if stream.tell() else ",".join(row) + "\n" + line)
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
@@ -152,6 +160,11 @@ def _sums(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def stands(path: Path) -> bool:
+    """Whether there is a checkpoint at ``path``, or what a kill left of one that :func:`load_checkpoint` reads."""
+    return any(place.is_file() for place in (path, _incoming(path), _previous(path)))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

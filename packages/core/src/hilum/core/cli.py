@@ -76,7 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in verbs:
         raise UsageError(f"there is no command {verb!r}", fix=nearest(verb, verbs) or "hilum --help")
     function = verbs[verb].load()
-    options = parser_of(function, prog=f"hilum {verb}").parse_args(rest)
+    options = parser_of(function, prog=f"hilum {verb}").parse_args(getattr(function, "reword", list)(rest))
     result = call(function, vars(options))
     return int(getattr(result, "exit_code", 0) or 0)
 

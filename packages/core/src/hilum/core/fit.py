@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
+from hilum.core.errors import HilumError
 from hilum.core.loop import Loop
 from hilum.parts.gather import leave
 
@@ -21,10 +22,19 @@ SIGNAL_EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def fit(
-    loop: Loop, *, devices: int | str = 1, strategy: str = "auto", precision: str = "32-true", accelerator: str = "auto"
+    loop: Loop,
+    *,
+    devices: int | str = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    accelerator: str = "auto",
 ) -> None:
-    """Run the loop to its end or to a signal; raises the failure that ended it, after a checkpoint was written."""
-    if loop.position.step >= loop.settings.total_steps:
+    """Run the loop to its end or to a signal; raises the failure that ended it, after a checkpoint was written.
+
+    ``devices`` is a machine's share, of ``nodes`` machines.
+    """
+    if loop.position.step >= loop.settings.total_steps and not loop.position.hooks_due:
         loop.stop_reason = "finished"
         for hook in loop.hooks:
             hook.on_fit_end(loop)
@@ -36,7 +46,8 @@ def fit(
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy=_strategy(strategy, devices),
+        num_nodes=nodes,
+        strategy=_strategy(strategy, devices, nodes),
         precision=precision,
         max_epochs=-1,
         logger=False,
@@ -55,14 +66,19 @@ def fit(
         hook.on_fit_end(loop)
     if loop.failure is not None:
         raise loop.failure
+    if not loop.stop_reason:
+        raise HilumError(
+            f"training ended at step {loop.position.step} of {loop.settings.total_steps} without a reason",
+            fix="`hilum resume` goes on; if it ends here again, report it with the recipe",
+        )
 
 
-def _strategy(name: str, devices: int | str) -> Any:
+def _strategy(name: str, devices: int | str, nodes: int) -> Any:
     if name == "fsdp2":
         from lightning.pytorch.strategies import ModelParallelStrategy
 
         # Lightning's "auto" would make every local rank a tensor-parallel one and shard nothing.
-        ranks = int(os.environ.get("WORLD_SIZE", devices if isinstance(devices, int) else 1))
+        ranks = int(os.environ.get("WORLD_SIZE", nodes * devices if isinstance(devices, int) else 1))
         return ModelParallelStrategy(
             data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -81,10 +97,13 @@ def _signals(loop: Loop) -> Iterator[None]:
         yield
         return
 
+    received: list[int] = []  # by this process: another rank's signal may have been heard of before its own comes
+
     def note(number: int, frame: Any) -> None:
-        if loop.stop_signal is not None:
+        if received:
             raise KeyboardInterrupt
-        loop.stop_signal = number
+        received.append(number)
+        loop.stop_signal = loop.stop_signal or number
 
     def install() -> None:
         for number in SIGNAL_EXIT:

@@ -11,6 +11,7 @@ Randomness inside a step is a function of (seed, step, rank), so a resumed run n
 from __future__ import annotations
 
 import math
+import signal
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,12 +24,14 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
-from hilum.core.checkpoint import load_checkpoint, save_checkpoint
+from hilum.core.checkpoint import append_row, load_checkpoint, save_checkpoint
 from hilum.core.errors import HilumError, Unsupported
 from hilum.core.objective import Objective
 from hilum.core.types import BadSample, Batch, Progress, StepOutput
-from hilum.parts.gather import all_names, all_reduce_sum, rank, world
+from hilum.parts.gather import all_names, all_reduce_sum, of_first_rank, rank, take_first_ranks_buffers, world
 from hilum.parts.gradients import gradient_norm, scale_gradients
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Feed(Protocol):
@@ -43,6 +46,8 @@ class Feed(Protocol):
     def augment(self, batch: Batch, *, train: bool) -> Batch: ...
     def account(self, delivered: int, bad: Sequence[BadSample], *, epoch: int) -> None: ...
     def check_account(self, *, epoch: int, final: bool) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Hook:
@@ -95,6 +100,7 @@ class Position:
     best: float | None = None
     best_epoch: int = -1
     epochs_without_gain: int = 0
+    hooks_due: bool = False  # the epoch is trained; validation, probes and the choice of the best are not done
     stage: int = 0
     task: int = 0
 
@@ -141,7 +147,8 @@ class Loop(lightning.LightningModule):
         self._optimisers: dict[str, torch.optim.Optimizer] = {}
         self._step_function: Callable[[Batch], StepOutput] = objective
         self.average: Any = None
-        self._terms: list[str] = []
+        self._names: dict[str, list[str]] = {}  # of what is summed over ranks, by kind; fixed by the first step
+        self._last_norm = math.nan
         self._skips: dict[str, int] = {}  # consecutive, by optimiser group
 
     @property
@@ -192,6 +199,9 @@ class Loop(lightning.LightningModule):
             torch.cuda.reset_peak_memory_stats()
         for hook in self.hooks:
             hook.on_fit_start(self)
+        if self.position.hooks_due:  # the process ended between the last step of an epoch and its validation
+            self.train_dataloader()  # makes the epoch's account
+            self._end_epoch()
 
     def on_train_start(self) -> None:
         self.install_signals()  # Lightning sets its own handlers before this point
@@ -205,8 +215,9 @@ class Loop(lightning.LightningModule):
         moved, logs, outputs = self._advance(micro)
         if moved:
             self._after_step(outputs)
-        self._account(batch)
-        self._finish_step(logs, began, sum(b.size for b in batch))
+        delivered = sum(b.size for b in batch)
+        self.feed.account(delivered, [b for part in batch for b in part.bad], epoch=self.position.epoch)
+        self._finish_step(logs, began, delivered)
 
     def _prepare(self, batch: list[Batch]) -> list[Batch]:
         micro: list[Batch] = []
@@ -231,7 +242,7 @@ class Loop(lightning.LightningModule):
                     stack.enter_context(self._no_sync())
                 output = self._step_function(part) if part.size else StepOutput({})
                 if totals is None:
-                    totals = self._reduce_counts({n: t.count for n, t in output.terms.items()}, output)
+                    totals = self._summed("terms", {n: t.count for n, t in output.terms.items()})
                 self.manual_backward(self._loss(output, totals))
             for name, term in output.terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.sum.detach()
@@ -245,6 +256,7 @@ class Loop(lightning.LightningModule):
         return moved, self._numbers(sums, totals, means), _joined(outputs)
 
     def _drop(self) -> bool:
+        self._last_norm = math.nan
         for optimiser in self._optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         return False
@@ -260,30 +272,37 @@ class Loop(lightning.LightningModule):
                 )
             for name, count in told.items():
                 counts[name] = counts.get(name, torch.zeros((), device=self.device)) + count.to(self.device).float()
-        return self._reduce_counts(counts)
+        return self._summed("terms", counts)
 
-    def _reduce_counts(self, counts: Mapping[str, Tensor], output: StepOutput | None = None) -> dict[str, Tensor]:
+    def _summed(self, kind: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named numbers summed over ranks. A rank whose micro-batches are empty has none of them; other names than the
+        first step's are refused by all ranks together, or each would wait for sums of another length."""
         if world() == 1:
-            return {n: c.detach().float() for n, c in counts.items()}
-        names = self._term_names(counts)
-        stacked = torch.stack(
-            [counts[n].detach().float() if n in counts else torch.zeros((), device=self.device) for n in names]
-        )
-        return dict(zip(names, all_reduce_sum(stacked).unbind(), strict=True))
-
-    def _term_names(self, terms: Mapping[str, Any]) -> list[str]:
-        """Term names, equal on every rank even where this rank's micro-batches are empty."""
-        if not self._terms:
-            self._terms = all_names(terms)
-        known = sorted(set(self._terms) | set(terms))
-        if not known:
+            return {n: v.detach().float() for n, v in values.items()}
+        if kind not in self._names:
+            self._names[kind] = all_names(values)
+        names, zero = self._names[kind], torch.zeros((), device=self.device)
+        strange = sorted(set(values) - set(names))
+        told = [values[n].detach().float().reshape(()) if n in values else zero for n in names]
+        *sums, odd = all_reduce_sum(torch.stack([*told, zero + len(strange)])).unbind()
+        if odd > 0:
             raise HilumError(
-                "the first step delivered no usable sample", fix="look at bad_samples.parquet and hilum doctor STUDY"
+                f"step {self.position.step} has {kind} that the first step had not: {', '.join(strange) or 'on another rank'}",
+                where=type(self.objective).__name__,
+                fix="return them all in every step, with count 0 where there is nothing"
+                if names
+                else "no rank had a usable sample in the first step: look at bad_samples.parquet",
             )
-        return known
+        return dict(zip(names, sums, strict=True))
 
     def _loss(self, output: StepOutput, totals: Mapping[str, Tensor]) -> Tensor:
         """This micro-batch's share of the exact global mean, times the ranks that gradients are averaged over."""
+        if lacking := sorted(output.terms.keys() - totals.keys()):
+            raise HilumError(
+                f"counts() told of {sorted(totals)}, forward returned also {lacking}",
+                where=type(self.objective).__name__,
+                fix="counts(batch) names the same terms as forward(batch)",
+            )
         shares = [t.weight * t.sum / _counted(totals[n]) for n, t in output.terms.items()]
         if shares:
             return torch.stack([s.reshape(()) for s in shares]).sum() * world()
@@ -292,7 +311,7 @@ class Loop(lightning.LightningModule):
 
     def _own_step(self, own_step: Any, micro: list[Batch]) -> tuple[bool, dict[str, float], dict[str, Any]]:
         moved: list[bool] = []
-        numbers: dict[str, float] = {}
+        sums, counts, logs = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         outputs: dict[str, Any] = {}
 
         def take(output: StepOutput, group: str = "main") -> None:
@@ -300,7 +319,7 @@ class Loop(lightning.LightningModule):
                 raise HilumError(
                     f"take: there is no optimiser group {group!r}", fix=f"one of {sorted(self._optimisers)}"
                 )
-            totals = self._reduce_counts({n: t.count for n, t in output.terms.items()}, output)
+            totals = self._summed(f"terms {sorted(output.terms)}", {n: t.count for n, t in output.terms.items()})
             own = {id(p) for g in self._optimisers[group].param_groups for p in g["params"]}
             loss = self._loss(output, totals)
             if world() > 1:  # the gradient exchange waits for every parameter, also those of other groups
@@ -308,7 +327,10 @@ class Loop(lightning.LightningModule):
             with self._only(own):
                 self.manual_backward(loss)
             moved.append(self._move(group))
-            numbers.update(self._numbers({n: t.sum.detach() for n, t in output.terms.items()}, totals, output.logs))
+            for name, term in output.terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.sum.detach()
+                counts[name] = counts.get(name, torch.zeros((), device=self.device)) + totals[name]
+            logs.update({n: v.detach().float() for n, v in output.logs.items()})
             outputs.update(output.outputs)
 
         for part in micro:
@@ -318,7 +340,7 @@ class Loop(lightning.LightningModule):
                 raise HilumError(
                     f"step {self.position.step}: one rank's micro-batch has no usable sample", where="epoch accounting"
                 )
-        return any(moved), numbers, outputs
+        return any(moved), self._numbers(sums, counts, logs), outputs
 
     @contextmanager
     def _only(self, own: set[int]) -> Any:
@@ -371,6 +393,11 @@ class Loop(lightning.LightningModule):
     def _guard(self, excused: bool, finite: bool, group: str) -> None:
         p = self.position
         p.skipped += not finite
+        if not excused and self.folder is not None:
+            append_row(
+                self.folder / "logs" / "skipped_steps.csv",
+                {"step": p.step, "rank": rank(), "sample_ids": " ".join(self.bad_step_samples)},
+            )
         self._skips[group] = 0 if excused else self._skips.get(group, p.consecutive_skips) + 1
         p.consecutive_skips = max(self._skips.values())
         if p.consecutive_skips > self.settings.nan_guard and self.failure is None:
@@ -402,23 +429,18 @@ class Loop(lightning.LightningModule):
     def _numbers(
         self, sums: Mapping[str, Tensor], totals: Mapping[str, Tensor], logs: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        if world() > 1:
-            names = self._term_names(sums)
-            stacked = torch.stack(
-                [sums[n].float() if n in sums else torch.zeros((), device=self.device) for n in names]
-            )
-            sums = dict(zip(names, all_reduce_sum(stacked).unbind(), strict=True))
+        sums = self._summed("sums of terms", sums)
         means = {f"train/{n}": float(s / _counted(totals[n])) for n, s in sums.items()}
-        return means | {f"train/{n}": float(v.detach()) for n, v in logs.items()}
-
-    def _account(self, batch: list[Batch]) -> None:
-        bad = [b for part in batch for b in part.bad]
-        self.feed.account(sum(b.size for b in batch), bad, epoch=self.position.epoch)
+        ranks = {f"{n} of": torch.ones((), device=self.device) for n in logs}  # an empty rank has no logs
+        logs = self._summed("logs", {**logs, **ranks})
+        own = {n: v / logs[f"{n} of"].clamp(min=1) for n, v in logs.items() if f"{n} of" in logs}
+        return means | {f"train/{n}": float(v) for n, v in own.items()}
 
     def _finish_step(self, logs: dict[str, float], began: float, delivered: int) -> None:
         p, clock = self.position, self._clock
         due = time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
-        flags = torch.tensor([delivered, self.stop_signal is not None, due], device=self.device, dtype=torch.float64)
+        told = [delivered, due, *(self.stop_signal == number for number in SIGNALS)]
+        flags = torch.tensor(told, device=self.device, dtype=torch.float64)
         flags = all_reduce_sum(flags) if world() > 1 else flags
         p.samples += int(flags[0])
         p.step += 1
@@ -429,18 +451,24 @@ class Loop(lightning.LightningModule):
         clock.compute += clock.ended - began
         if p.step % self.settings.log_every == 0 or p.step == self.settings.total_steps or p.step == 1:
             self._log(logs)
-        if flags[1] > 0 and not self.stop_reason:
-            self.stop_reason = "signal"
-        if self.failure is None:
-            try:
-                self.feed.check_account(epoch=p.epoch, final=False)
-            except HilumError as error:
-                self.failure, self.stop_reason = error, "bad samples"
+        for number, ranks in zip(SIGNALS, flags[2:].tolist(), strict=True):
+            if ranks:  # one rank was told: all of them stop, and say so
+                self.stop_signal = self.stop_signal or number
+                self.stop_reason = self.stop_reason or "signal"
+        self._check_account(final=False)
         if self.stop_reason or p.step >= self.settings.total_steps:
             self.stop_reason = self.stop_reason or "finished"
             self.trainer.should_stop = True
-        elif flags[2] > 0:  # every rank together: under FSDP2 saving is a collective
+        p.hooks_due = p.step_in_epoch >= self.feed.steps_per_epoch or p.step >= self.settings.total_steps
+        if flags[1] > 0 and not self.trainer.should_stop:  # every rank together: under FSDP2 saving is a collective
             self.save("last")
+
+    def _check_account(self, *, final: bool) -> None:
+        try:
+            if self.failure is None:
+                self.feed.check_account(epoch=self.position.epoch, final=final)
+        except HilumError as error:
+            self.failure, self.stop_reason = error, "bad samples"
 
     def _log(self, logs: dict[str, float]) -> None:
         clock, now = self._clock, time.perf_counter()
@@ -464,46 +492,44 @@ class Loop(lightning.LightningModule):
         self._clock = Clock(ended=clock.ended)
 
     def on_train_epoch_end(self) -> None:
+        self.save("last")  # before what may take long, or fail: a run goes on from here
+        if self.position.hooks_due and self.stop_reason != "signal":
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Validation, probes, the choice of the best, and the position of the next epoch."""
         p = self.position
         whole = p.step_in_epoch >= self.feed.steps_per_epoch
-        if not whole and self.stop_reason != "finished":  # stopped inside the epoch: go on from here
-            self.save("last")
-            return
-        if whole and self.failure is None:
-            try:
-                self.feed.check_account(epoch=p.epoch, final=True)
-            except HilumError as error:
-                self.failure, self.stop_reason = error, "bad samples"
-        try:
-            numbers = self._epoch_hooks()
-        except BaseException:
-            self.save("last")
-            raise
+        numbers = self._epoch_hooks()
+        self._check_account(final=whole)  # of what the hooks evaluated, too
+        p.hooks_due = False
         if whole:
-            p.epoch += 1
-            p.step_in_epoch = 0
-        self._clock = Clock()
-        improved = self._compare(numbers)
-        if improved:
+            p.epoch, p.step_in_epoch = p.epoch + 1, 0
+        if self.failure is None and self._compare(numbers):  # nothing is chosen by half a validation set
             self.save("best")
         gain = p.epochs_without_gain
         if self.settings.stop_after is not None and gain >= self.settings.stop_after and not self.stop_reason:
             self.stop_reason = "no gain"
+        if p.step >= self.settings.total_steps:
+            self.stop_reason = self.stop_reason or "finished"
         if self.stop_reason and p.best is None and self.settings.monitor is not None:
             self.save("best")  # the monitor was never computable: the newest stands in
         self.save("last")
+        self._clock = Clock(ended=time.perf_counter())  # the first step of an epoch waits for its data too
         if self.stop_reason:
             self.trainer.should_stop = True
 
     def _epoch_hooks(self) -> dict[str, float]:
         numbers: dict[str, float] = {}
         training = self.objective.training
+        take_first_ranks_buffers(self.objective)
         self.objective.eval()
         with torch.no_grad(), self.averaged():
             for hook in self.hooks:
                 numbers.update(hook.on_epoch_end(self) or {})
         self.objective.train(training)
-        return numbers
+        # a difference in the last digit would send ranks different ways, each waiting for the other
+        return dict(of_first_rank(numbers))
 
     def averaged(self) -> AbstractContextManager[Any]:
         """The objective with its moving average swapped in, where one is kept."""
@@ -516,8 +542,7 @@ class Loop(lightning.LightningModule):
         name, mode = self.settings.monitor
         value = numbers.get(name)
         if value is None or not math.isfinite(value):
-            p.epochs_without_gain += 1
-            return False
+            return False  # not computed in this epoch: neither gain nor loss
         better = p.best is None or (value > p.best if mode == "max" else value < p.best)
         if better:
             p.best, p.best_epoch, p.epochs_without_gain = value, p.epoch, 0
@@ -557,6 +582,8 @@ class Loop(lightning.LightningModule):
         return {
             "format": 1,
             "position": asdict(self.position),
+            "feed": self.feed.state_dict(),
+            "frozen": self._frozen(),
             "average": self.average.state_dict() if self.average is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "threads": torch.get_num_threads(),
@@ -564,12 +591,18 @@ class Loop(lightning.LightningModule):
             **states,
         }
 
-    def restore(self, path: Path) -> None:
-        """Read a checkpoint; its states are loaded when ``fit`` starts."""
-        payload = load_checkpoint(path)
+    def _frozen(self) -> dict[str, str]:
+        """Hashes of networks that a checkpoint leaves out because they never move."""
+        told = ((name, getattr(module, "frozen_sha256", None)) for name, module in self.objective.named_modules())
+        return {name: sha for name, sha in told if sha}
+
+    def restore(self, saved: Path | dict[str, Any]) -> None:
+        """Take a checkpoint, or read one; its states are loaded when ``fit`` starts."""
+        payload = load_checkpoint(saved) if isinstance(saved, Path) else saved
         self._restored = payload
         known = {k: v for k, v in payload["position"].items() if k in Position.__dataclass_fields__}
         self.position = replace(Position(), **known)
+        self.feed.load_state_dict(payload.get("feed", {}))
 
     def _load_states(self, payload: Mapping[str, Any]) -> None:
         if "sharded_optimiser" in payload:
@@ -592,6 +625,12 @@ class Loop(lightning.LightningModule):
                 raise HilumError(
                     f"the checkpoint does not belong to this recipe: {told}", where=str(self.folder)
                 ) from error
+        if moved := sorted(n for n, sha in payload.get("frozen", {}).items() if self._frozen().get(n) != sha):
+            raise HilumError(
+                f"the frozen {moved[0]} has other weights than when this run was saved",
+                where=str(self.folder),
+                fix="restore the start that the run's config.yaml names",
+            )
         if payload.get("average") is not None and self.settings.ema is not None:
             from hilum.parts.teacher import EMA
 

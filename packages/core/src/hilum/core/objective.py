@@ -46,8 +46,12 @@ class Objective(nn.Module):
     """Base of every objective. Subclasses define :meth:`forward`, :meth:`exported` and, if they can, :meth:`predict`.
 
     Compose parts; never subclass a concrete objective. Constructors take ``(parts: Parts, *, ...)`` with at most eight
-    keyword arguments.
+    keyword arguments and call ``super().__init__(parts)``, which makes the recipe's adapters part of what is trained.
     """
+
+    def __init__(self, parts: Parts | None = None) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict(parts.adapters if parts is not None else {})
 
     @property
     def views(self) -> Mapping[str, ViewSpec]:
@@ -83,7 +87,10 @@ class Objective(nn.Module):
         )
 
     def exported(self) -> dict[str, nn.Module]:
-        """What survives training, by name ("encoder" first), adapters merged, original keys."""
+        """What survives training, by name ("encoder" first), adapters merged, original keys.
+
+        ``hilum.objectives.merging.merged`` does this for every objective whose encoder may carry adapters.
+        """
         return {}
 
     # ``step(batch, take)`` is looked up by the loop; only methods that must order their updates define it.

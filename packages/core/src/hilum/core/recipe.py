@@ -9,83 +9,35 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hilum.core.errors import HilumError, nearest
+from hilum.core.errors import HilumError
 from hilum.core.registry import Registry, registry
+from hilum.core.schema import (
+    ANY,
+    COUNT_OR_NONE,
+    DEFAULTS,
+    OPTIONS,
+    RULE,
+    SECTION,
+    SECTIONS,
+    STAGE,
+    STAGE_KEYS,
+    TOP,
+    VIEW,
+    Key,
+    check_known,
+    check_value,
+    key_of_annotation,
+)
 
 Place = Callable[[str], str]
-NUMBER = (int, float)
-ANY: tuple[type, ...] = (object,)
-WORDS = {
-    dict: "a mapping",
-    list: "a list",
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
-
-TOP: dict[str, tuple[type, ...]] = {
-    "recipe": (str,), "schema": (int,), "paper": (str, int), "verb": (str,), "where": (str,), "views": (dict,),
-    "cache": (dict,), "objective": (dict,), "encoders": (dict,), "adapters": (dict,), "head": (dict,), "task": (str,),
-    "labels": (dict,), "augment": (dict,), "link": (list, dict), "plan": (dict,), "optim": (dict,), "schedule": (dict,),
-    "batch": (dict,), "precision": (str,), "probes": (dict,), "seed": (int,), "engine": (dict,), "stages": (list,),
-    "tasks": (list,), "run": (dict,),
-}  # fmt: skip
-SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
-    "cache": {"side": (int, str)},
-    "probes": {"linear": (int,), "knn": (int,), "rankme": (int,)},
-    "labels": {"names": (list,), "uncertain": (str, dict), "pos_weight": (str, dict), "lateral": (list,)},
-    "optim": {
-        "name": (str,), "lr": NUMBER, "base_lr": NUMBER, "lr_per": (int,), "betas": (list,), "momentum": NUMBER, "eps": NUMBER,
-        "weight_decay": NUMBER, "layer_decay": NUMBER, "clip": NUMBER, "ema": NUMBER, "rules": (list,), "groups": (dict,),
-    },
-    "schedule": {
-        "name": (str,), "epochs": NUMBER, "warmup_epochs": NUMBER, "min_lr": NUMBER, "factor": NUMBER, "patience": (int,),
-        "stop_after": (int,), "monitor": (str,), "milestones": (list,),
-    },
-    "batch": {"size": (int,), "per_device": (int, str)},
-    "engine": {
-        "devices": (int, str), "strategy": (str,), "workers": (int, str), "compile": (bool,), "checkpointing": (bool,),
-        "max_bad": NUMBER, "checkpoint_minutes": NUMBER, "nan_guard": (int,), "deterministic": (bool,),
-        "validate_epochs": (int,), "log_every": (int,),
-    },
-    "run": {
-        "study": (str,), "split": (str,), "fraction": NUMBER, "fold": (int,), "init": (str,), "index_digest": (str,),
-        "split_digest": (str,), "hilum": (str,), "name": (str,), "rows": (dict,), "threads": (int,),
-    },
-}  # fmt: skip
-VIEW: dict[str, tuple[type, ...]] = {
-    "kind": (str,), "size": (int, list), "channels": (int,), "voi": (str,), "normalise": (str, list), "pick": (str,),
-    "sections": (list,), "min_tokens": (int,), "max_tokens": (int,), "ignore_index": (int,), "unit": (str,),
-    "axes": (str,), "frames": (int,), "spacing_mm": (int, float, list),
-}  # fmt: skip
-POSITIVE = ("batch.size", "cache.side", "schedule.epochs", "optim.lr_per", "engine.log_every", "engine.validate_epochs")
-STAGE_KEYS = frozenset({"name", "init", "train", "eval_mode", *TOP} - {"recipe", "schema", "stages", "tasks", "run"})
-DEFAULTS: dict[str, Any] = {
-    "schema": 1,
-    "where": "status = 'indexed'",
-    "cache": {"side": 512},
-    "labels": {"uncertain": "ignore", "pos_weight": "none"},
-    "augment": {},
-    "schedule": {"name": "cosine", "epochs": 10, "warmup_epochs": 0, "min_lr": 0.0},
-    "batch": {"size": 32, "per_device": "auto"},
-    "precision": "32-true",
-    "seed": 0,
-    "engine": {
-        "devices": "auto", "strategy": "auto", "workers": "auto", "compile": False, "checkpointing": False,
-        "max_bad": 0.01, "checkpoint_minutes": 15, "nan_guard": 5, "deterministic": False, "validate_epochs": 1,
-        "log_every": 10,
-    },
-}  # fmt: skip
 COMPONENTS = {"objective": "objective", "head": "head", "plan": "plan"}  # one mapping with ``name``
 NESTED = {
     "encoders": "encoder",
@@ -96,17 +48,17 @@ BUILT_IN = {  # keyword names that the builders pass themselves
     "objective": {"parts"}, "encoder": {"name", "view", "init"}, "adapter": {"module"}, "head": {"dim", "names", "task"},
     "plan": {"rows", "sample_ids", "batch_size", "seed"},
 }  # fmt: skip
-OPTIONS = {"encoder": frozenset({"init", "freeze", "view"}), "adapter": frozenset({"encoder"})}  # that assembly reads
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. ``data`` holds defaults too; ``lines`` maps dotted keys to lines of ``origin``."""
+    """A checked recipe. ``data`` holds defaults too; ``lines`` maps dotted keys to lines of ``origin``; ``settings`` are
+    the keys that the command line set."""
 
     data: Mapping[str, Any]
     origin: str = "python"
     lines: Mapping[str, int] = field(default_factory=dict)
+    settings: frozenset[str] = frozenset()
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
@@ -128,15 +80,17 @@ class Recipe:
         return yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, width=120)
 
     def where(self, key: str) -> str:
-        """``file:line`` of a dotted key (or of its nearest parent)."""
+        """``file:line``, or the ``--set``, of a dotted key (or of its nearest parent)."""
         probe = key
-        while probe not in self.lines and "." in probe:
+        while probe not in {*self.lines, *self.settings} and "." in probe:
             probe = probe.rpartition(".")[0]
+        if probe in self.settings:
+            return f"--set {probe}" + f" ({key})" * (probe != key)
         return f"{self.origin}:{self.lines[probe]} ({key})" if probe in self.lines else f"{self.origin} ({key})"
 
     def with_(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with sections merged over this one's (unchecked: for values the code resolved)."""
-        return Recipe(merge(self.data, changes), self.origin, self.lines)
+        return replace(self, data=merge(self.data, changes))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,15 +135,15 @@ def parse_recipe(text: str, *, origin: str, sets: Sequence[str] = (), names: Reg
         raise HilumError("not valid YAML: nested too deeply", where=origin) from None
     if not isinstance(data, dict):
         raise HilumError("a recipe is a mapping of keys", where=origin)
-    for setting in sets:
-        key = _apply_setting(data, setting)
-        lines.pop(key, None)
-    recipe = Recipe(data, origin, lines)
-    check(recipe, names=names, from_settings={s.partition("=")[0].strip() for s in sets})
+    settings = frozenset(_apply_setting(data, setting) for setting in sets)
+    stale = tuple(f"{key}." for key in settings)
+    lines = {k: line for k, line in lines.items() if k not in settings and not k.startswith(stale)}
+    recipe = Recipe(data, origin, lines, settings)
+    check(recipe, names=names)
     if not {"lr", "base_lr"} & set(data.get("optim", {})):
         fix = "add optim.lr or optim.base_lr"
         raise HilumError("the recipe sets no learning rate", where=recipe.where("optim"), fix=fix)
-    return Recipe(merge(DEFAULTS, data), origin, lines)
+    return replace(recipe, data=merge(DEFAULTS, data))
 
 
 class _Loader(yaml.SafeLoader):
@@ -244,72 +198,60 @@ def _apply_setting(data: dict[str, Any], setting: str) -> str:
     return key
 
 
-def check(recipe: Recipe, *, names: Registry = registry, from_settings: Iterable[str] = ()) -> None:
-    """Raise a :class:`HilumError` with file, line and nearest key at the first fault."""
-    settings = set(from_settings)
-
-    def place(key: str) -> str:
-        return f"--set {key}" if key in settings else recipe.where(key)
-
+def check(recipe: Recipe, *, names: Registry = registry) -> None:
+    """Raise a :class:`HilumError` with file, line and nearest key or allowed values at the first fault."""
+    place = recipe.where
     _level("", recipe.data, TOP, place, names)
     if recipe.get("schema", 1) != 1:
         raise HilumError(f"this hilum reads recipe schema 1, not {recipe['schema']}", where=place("schema"))
     for list_ in ("stages", "tasks"):
         for number, stage in enumerate(recipe.get(list_, [])):
-            _typed(f"{list_}.{number}", stage, (dict,), place(f"{list_}.{number}"))
+            check_value(f"{list_}.{number}", stage, SECTION, place(f"{list_}.{number}"))
             _level(f"{list_}.{number}.", stage, STAGE_KEYS, place, names)
 
 
 def _level(at: str, data: Mapping[str, Any], known: Iterable[str], place: Place, names: Registry) -> None:
     """The recipe itself (``at`` is empty) or one of its stages, which may change a component without naming it."""
     for key, value in data.items():
-        _known(key, known, place(f"{at}{key}"), at.rstrip(".") or "recipe")
-        _typed(f"{at}{key}", value, TOP.get(key, ANY), place(f"{at}{key}"))
+        check_known(key, known, place(f"{at}{key}"), at.rstrip(".") or "recipe")
+        check_value(f"{at}{key}", value, {**STAGE, **TOP}[key], place(f"{at}{key}"))
         if isinstance(value, dict):
             _depth(f"{at}{key}", value, place)
         if key in SECTIONS:
             _section(f"{at}{key}", value, SECTIONS[key], place)
+        if key == "probes":  # every n epochs, of any that is registered
+            _section(f"{at}{key}", value, dict.fromkeys(names.entries("probe"), COUNT_OR_NONE), place)
         if key in COMPONENTS and not (at and "name" not in value):
             _component(COMPONENTS[key], value, f"{at}{key}", place, names)
+        if key in NESTED and not value:
+            raise HilumError(f"{at}{key} names none", where=place(f"{at}{key}"), fix="name one, or leave the line out")
     more = {key: ANY for entry in names.entries("source").values() for key in entry.view_keys}
-    for key, inner, content in [(k, i, c) for k in NESTED for i, c in (data.get(k) or {}).items()]:
+    for key, inner, content in [(k, i, c) for k in NESTED for i, c in data.get(k, {}).items()]:
         here = f"{at}{key}.{inner}"
-        _typed(here, content, (dict,), place(here))
+        check_value(here, content, SECTION, place(here))
         if key == "views":
             _section(here, content, {**VIEW, **more}, place)
         elif not (at and "name" not in content):
             _component(NESTED[key], content, here, place, names)
-        if key == "adapters" and "encoder" in content and "encoders" in data:
-            _known(str(content["encoder"]), data["encoders"], place(f"{here}.encoder"), "encoders")
-    for group, content in data.get("optim", {}).get("groups", {}).items():
-        _typed(f"{at}optim.groups.{group}", content, (dict,), place(f"{at}optim.groups.{group}"))
-        _section(f"{at}optim.groups.{group}", content, SECTIONS["optim"], place)
-    if data.get("precision", "32-true") not in PRECISIONS:
-        wrong, fix = data["precision"], "one of " + " ".join(PRECISIONS)
-        raise HilumError(f"unknown precision {wrong!r}", where=place(f"{at}precision"), fix=fix)
+        for told, among in (("encoder", "encoders"), ("view", "views")):
+            if key != "views" and told in content and among in data:
+                check_known(content[told], data[among], place(f"{here}.{told}"), among)
+    _optimisers(f"{at}optim", data.get("optim", {}), place)
 
 
-def _section(at: str, section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: Place) -> None:
+def _optimisers(at: str, section: Mapping[str, Any], place: Place) -> None:
+    """The mappings inside ``optim``: its groups of parameters and its rules."""
+    for group, content in section.get("groups", {}).items():
+        check_value(f"{at}.groups.{group}", content, SECTION, place(f"{at}.groups.{group}"))
+        _section(f"{at}.groups.{group}", content, SECTIONS["optim"], place)
+    for number, rule in enumerate(section.get("rules", ())):
+        _section(f"{at}.rules.{number}", rule, RULE, place)
+
+
+def _section(at: str, section: Mapping[str, Any], known: Mapping[str, Key], place: Place) -> None:
     for key, value in section.items():
-        where = place(f"{at}.{key}")
-        _known(key, known, where, at)
-        _typed(f"{at}.{key}", value, known[key], where)
-        if type(value) in NUMBER and (not math.isfinite(value) or (f"{at}.{key}" in POSITIVE and value <= 0)):
-            raise HilumError(f"{at}.{key} must be a usual number{' above 0' * (value <= 0)}, got {value}", where=where)
-
-
-def _known(key: str, known: Iterable[str], where: str, section: str) -> None:
-    if key not in known:
-        fix = nearest(str(key), known) or "known keys: " + " ".join(sorted(known))
-        raise HilumError(f"unknown key {key!r} in {section}", where=where, fix=fix)
-
-
-def _typed(key: str, value: Any, types: tuple[type, ...], where: str) -> None:
-    if types is ANY or (isinstance(value, types) and not (isinstance(value, bool) and bool not in types)):
-        return
-    wanted = " or ".join(WORDS[t] for t in types)
-    hint = "leave the line out for the default" if value is None else ""
-    raise HilumError(f"{key} must be {wanted}, got {value!r}", where=where, fix=hint)
+        check_known(key, known, place(f"{at}.{key}"), at)
+        check_value(f"{at}.{key}", value, known[key], place(f"{at}.{key}"))
 
 
 def _depth(key: str, value: dict[str, Any], place: Place) -> None:
@@ -322,18 +264,21 @@ def _depth(key: str, value: dict[str, Any], place: Place) -> None:
 
 
 def _component(kind: str, value: Mapping[str, Any], key: str, place: Place, names: Registry) -> None:
+    """A component's name, and its options against the annotations of its constructor."""
     name = value.get("name")
     if not isinstance(name, str):
         raise HilumError(f"{key} needs a name", where=place(key), fix=f"hilum list --kind {kind}")
     try:
-        accepted = names.keywords(kind, name)
+        parameters, takes_more = names.parameters(kind, name)
     except HilumError as error:
         raise HilumError(error.what, where=place(f"{key}.name"), fix=error.fix) from None
     if name.endswith("/*"):
         raise HilumError(f"{name!r} is a family of {kind}s", where=place(f"{key}.name"), fix=f"e.g. {name[:-1]}NAME")
-    if accepted is None:
-        return
-    accepted = (accepted - BUILT_IN.get(kind, set())) | OPTIONS.get(kind, frozenset())
-    for option in value:
-        if option != "name":
-            _known(option, accepted, place(f"{key}.{option}"), f"{kind} {name!r}")
+    own = {n: key_of_annotation(text) for n, text in parameters.items() if n not in BUILT_IN.get(kind, set())}
+    known = own | OPTIONS.get(kind, {})
+    for option, content in value.items():
+        if option == "name":
+            continue
+        if not takes_more:
+            check_known(option, known, place(f"{key}.{option}"), f"{kind} {name!r}")
+        check_value(f"{key}.{option}", content, known.get(option, ANY), place(f"{key}.{option}"))

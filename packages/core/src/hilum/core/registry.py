@@ -164,15 +164,23 @@ class Registry:
         return {name: entry.load() for name, entry in self.entries(kind).items() if not entry.missing()}
 
     def keywords(self, kind: str, name: str) -> set[str] | None:
-        """Keyword names the target accepts, read from its source without importing it; None where it takes any."""
+        """Keyword names the target accepts; None where it takes any."""
+        known, takes_more = self.parameters(kind, name)
+        return None if takes_more else set(known)
+
+    def parameters(self, kind: str, name: str) -> tuple[dict[str, str], bool]:
+        """Keyword names of the target with their annotations ("" where it has none), and whether it takes others too.
+
+        Read from its source, without importing it.
+        """
         entry = self.get(kind, name)
         if not isinstance(entry.target, str):
-            return _live_keywords(entry.target)
+            return _live_parameters(entry.target)
         module, _, attribute = entry.target.partition(":")
         spec = _spec(module)
         if spec is None or spec.origin is None:
-            return None
-        return _source_keywords(Path(spec.origin), attribute)
+            return {}, True
+        return _source_parameters(Path(spec.origin), attribute)
 
 
 def _check_kind(kind: str, *, where: str = "") -> None:
@@ -198,16 +206,16 @@ def _spec(module: str) -> Any:
         return None
 
 
-def _live_keywords(target: Any) -> set[str] | None:
+def _live_parameters(target: Any) -> tuple[dict[str, str], bool]:
     import inspect
 
     parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    told = {p.name: "" if p.annotation is p.empty else inspect.formatannotation(p.annotation) for p in named}
+    return told, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _source_keywords(path: Path, attribute: str) -> set[str] | None:
+def _source_parameters(path: Path, attribute: str) -> tuple[dict[str, str], bool]:
     for node in ast.parse(path.read_bytes()).body:
         if getattr(node, "name", None) != attribute:
             continue
@@ -215,8 +223,10 @@ def _source_keywords(path: Path, attribute: str) -> set[str] | None:
         for function in functions:
             if isinstance(function, ast.FunctionDef) and function.name in ("__init__", attribute):
                 known = function.args
-                return {a.arg for a in [*known.args, *known.kwonlyargs]} - {"self"} if known.kwarg is None else None
-    return None
+                named = [a for a in [*known.args, *known.kwonlyargs] if a.arg != "self"]
+                told = {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in named}
+                return told, known.kwarg is not None
+    return {}, True
 
 
 registry = Registry()

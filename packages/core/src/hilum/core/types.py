@@ -614,8 +614,17 @@ class Metric:
 
 
 class Probe(Protocol):
-    def fit(self, x: Tensor, y: Tensor, groups: Sequence[str]) -> Probe: ...
-    def score(self, x: Tensor, y: Tensor, groups: Sequence[str]) -> Any: ...
+    """Judges frozen features (N,E): ``fit`` on training rows, ``score`` on rows of other groups.
+
+    ``labelled``: whether it needs targets ``y`` (N,F); one that does not gets None, and scores the rows it is given.
+    ``summary`` picks of what ``score`` returned the numbers worth a curve over training, by name ("" for the only one).
+    """
+
+    labelled: bool
+
+    def fit(self, x: Tensor, y: Tensor | None, groups: Sequence[str]) -> Probe: ...
+    def score(self, x: Tensor, y: Tensor | None, groups: Sequence[str]) -> Any: ...
+    def summary(self, scored: Any) -> Mapping[str, float]: ...
 
 
 class Benchmark(Protocol):

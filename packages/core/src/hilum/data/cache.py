@@ -33,7 +33,7 @@ from hilum.data.ledger import Rejected
 from hilum.data.reduce import reduced_size
 from hilum.data.shards import ALIGN, Entries, Shard, record_of
 
-FORMAT: Final = 1  # raise when cached bytes would differ
+FORMAT: Final = 2  # raise when cached bytes would differ
 _OPEN: Final = 64  # shards mapped at a time
 _SPARE: Final = 64 << 20  # bytes of disk that a cache leaves free
 log = logging.getLogger(__name__)
@@ -195,14 +195,14 @@ class ShardCache:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         reducer = _Reducer(without_tables(self.study), self.side, by_path, installed_intakes(self._intakes))
         results = Readers([reducer], workers=workers, limits=self.limits).read(paths)
-        ids, stored = (list(self.study.column(n)) for n in ("sample_id", "stored_sha256"))
+        ids, appearance = list(self.study.column("sample_id")), self.study.appearance
         shard = Shard(self.folder)
         try:
             for position, answers in _bar(results, len(paths), shown=progress):
                 told = {a.columns.get("row"): a for a in answers}
                 for row in by_path[paths[position]]:
                     answer = told.get(row, answers[0])
-                    record = {"sample_id": ids[row], "stored_sha256": stored[row] or None}
+                    record = {"sample_id": ids[row], "appearance": appearance[row]}
                     if answer.status == "indexed":
                         shard.add(record | answer.columns["record"], answer.columns["data"])
                     elif not self._recorded(row, answer):

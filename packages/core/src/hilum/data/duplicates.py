@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hilum.core.errors import HilumError
 from hilum.data.reduce import area_average
 
 SIDE: Final = 64  # thumbnail side
@@ -134,21 +135,29 @@ def _averaging(n: int, m: int) -> NDArray[np.float32]:
 def exact_copies(study: Any) -> list[NDArray[np.int64]]:
     """Index rows that hold the same picture: equal stored values and shape (or marked ``duplicate_of`` at index time).
 
-    Constant images are left out: two black frames are no evidence of one patient.
+    Constant images are left out: two black frames are no evidence of one patient. Images that were never hashed are an
+    error, since nobody could tell on which sides of a split their copies stand.
     """
+    hashes = study.column("stored_sha256")
+    unhashed = sum(not hashes[row] for row in study.rows(None))
+    if unhashed:
+        raise HilumError(
+            f"{unhashed} images of the index have no hash of their pixels: copies of them cannot be found",
+            where=str(study.path),
+            fix="hilum index ROOT --out STUDY without --headers-only",
+        )
     table = study.index
     status = study.column("status")
     n = len(status)
     sets = Sets(n)
     low, high = (_floats(study, name, n) for name in ("min", "max"))
     shown = (np.asarray(status, object) == "indexed") & ~(low == high)
-    names = [c for c in ("stored_sha256", "rows", "columns", "frames") if c in table.column_names]
-    columns = [list(study.column(c)) for c in names]
+    columns = [list(study.column(c)) for c in ("stored_sha256", "rows", "columns", "frames")]
     first: dict[tuple[Any, ...], int] = {}
     by_id = {s: i for i, s in enumerate(study.column("sample_id"))}
     marked = list(study.column("duplicate_of")) if "duplicate_of" in table.column_names else [None] * n
     for row in np.flatnonzero(shown).tolist():
-        if columns and columns[0][row]:
+        if columns[0][row]:
             sets.join(row, first.setdefault(tuple(c[row] for c in columns), row))
         original = by_id.get(marked[row]) if marked[row] else None
         if original is not None:

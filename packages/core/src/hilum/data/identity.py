@@ -18,6 +18,7 @@ from pathlib import Path
 from hilum.core.errors import HilumError
 
 SIZE = 32  # bytes of a key
+Spelling = tuple[str, str]  # issuer, patient id
 _NOBODY = "anonymous anonymized anonymised anonym anon unknown unk none null nil nan na noid noname patient test"
 UNUSABLE = frozenset(_NOBODY.split())
 

@@ -23,8 +23,9 @@ STATISTICS: Final = ("min", "max", "mean", "std", "p005", "p995", "background")
 class CachedImage:
     """``stored`` (C,H,W) in the stored dtype; modality values are ``stored * slope + intercept``, polarity folded in
     (:class:`~hilum.core.types.Pixels`). ``factor`` is source / cached size (row, column); ``spacing_mm`` that of the
-    cached pixels. ``stats``: ``min max mean std p005 p995 background`` of the cached modality values that are valid
-    (p005, p995: the 0.5 and 99.5 percentile; background: median of the outermost pixels)."""
+    cached pixels; padding holds the darkest value. ``stats``: ``min max mean std p005 p995 background`` of the cached
+    modality values that are valid (p005, p995: the 0.5 and 99.5 percentile; background: median of the outermost
+    pixels)."""
 
     stored: Tensor
     slope: float = 1.0
@@ -62,6 +63,9 @@ def reduce_pixels(pixels: Pixels, *, side: int | None) -> CachedImage:
     valid = pixels.valid[0] if pixels.valid is not None and not pixels.valid[0].all() else None
     small = area_average(stored, size, valid=valid)
     seen = None if valid is None else valid_average(valid, size)
+    if seen is not None and seen.any():
+        # Padding is no anatomy: stored 0 would display white in a MONOCHROME1 file.
+        small = np.where(seen.reshape(*size, *(1,) * (small.ndim - 2)), small, _black(small[seen], pixels))
     planes = small[None] if small.ndim == 2 else np.moveaxis(small, -1, 0)
     spacing = pixels.spacing_mm
     if spacing is not None:
@@ -79,6 +83,25 @@ def reduce_pixels(pixels: Pixels, *, side: int | None) -> CachedImage:
         _statistics(small, seen, pixels.slope, pixels.intercept),
         dict(pixels.provenance),
     )
+
+
+def _black(stored: NDArray[Any], pixels: Pixels) -> Any:
+    """The stored value that displays darkest, in the dtype of the valid pixels ``stored``."""
+    slope, intercept, window = pixels.slope, pixels.intercept, pixels.window
+    ends = (float(stored.min()) * slope + intercept, float(stored.max()) * slope + intercept)
+    value, downward = min(ends), True
+    if window is not None and window.kind == "table":
+        at = int(np.argmin(window.table))
+        downward = at < len(window.table) - 1
+        value = window.lo if at == 0 else window.lo + at
+    elif window is not None:  # a sigmoid is black well below its lower bound
+        value = min(value, window.lo - (2 * (window.hi - window.lo) if window.kind == "sigmoid" else 0))
+    exact = (value - intercept) / slope
+    if stored.dtype.kind not in "iu":
+        return stored.dtype.type(exact)
+    limits = np.iinfo(stored.dtype)
+    whole = np.floor(exact) if downward == (slope > 0) else np.ceil(exact)
+    return stored.dtype.type(int(np.clip(whole, limits.min, limits.max)))
 
 
 def _statistics(

@@ -37,6 +37,7 @@ class ImageFilesIntake:
     """PNG, JPEG and TIFF through pillow. No EXIF value is kept; the orientation tag is reported, not applied."""
 
     name: ClassVar[str] = "image-files"
+    version: ClassVar[str] = "1"  # raise when the same file would give other pixels: caches are then built again
 
     def claims(self, path: Path, head: bytes) -> float:
         return 0.8 if any(head.startswith(magic) for magic in _MAGIC) else 0.0

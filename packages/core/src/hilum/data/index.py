@@ -19,24 +19,27 @@ import pyarrow as pa
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Intake, Limits
 from hilum.data import ledger
+from hilum.data.findings import Labels
 from hilum.data.identity import IdentityKey, Merges
 from hilum.data.isolation import Readers
 from hilum.data.ledger import path_text
 from hilum.data.listing import Found, walk
 from hilum.data.resolution import resolve
-from hilum.data.state import State, learn_merges, read_previous, reusable, vanished
+from hilum.data.state import State, read_previous, reusable, vanished
 from hilum.data.tables import Table
 
-READER = "1"  # raise when the same file would give another row: all files are then read again
+READER = "2"  # raise when the same file would give another row: all files are then read again
 
 
 @dataclass(frozen=True)
 class IndexResult:
-    """``counts``: found, indexed, skipped, quarantined, vanished, read (not known from before), reasons, labels."""
+    """``counts``: found, indexed, skipped, quarantined, vanished, read (not known from before), reasons, labels.
+    ``kinds``: which columns of the labels table are findings, which one is the class, which were ignored."""
 
     counts: dict[str, Any]
     exit_code: int
     study: Path
+    kinds: Labels | None = None
 
 
 def index_archive(
@@ -88,18 +91,24 @@ def index_archive(
     for file, row in _read(readers, root, fresh, progress=progress):
         rows.add(file, row)
     state, merges = rows.table(), Merges.read(out / "private" / "merges.csv")
-    learn_merges(merges, rows, state, lambda files: _read(readers, root, files, progress=False))
     done = resolve(
         state, key, merges, readers.intakes, labels=table, by=join, group=group, findings=findings,
+        spellings=rows.spellings,
+        again=lambda at: rows.learn(state, at, lambda files: _read(readers, root, files, progress=False)),
         reports=None if reports is None else Path(reports), max_unmatched=max_unmatched,
     )  # fmt: skip
+    finished = (out / "study.json").is_file()
+    if done.error is not None and finished:
+        # Without its table an index forgets patients and labels: what was read is kept, the study stays as it is.
+        ledger.write_table(state, _private(out) / "state.parquet", private=True)
+        raise done.error
     counts = ledger.counts_of(done.index) | ({"labels": done.label_counts} if table is not None else {})
     about = {"counts": counts, "headers_only": headers_only, "join": join if table is not None else None}
     _write(out, root, key, state, done, merges, about)
     if done.error is not None:
         raise done.error
     counts = counts | {"read": len(fresh)}
-    return IndexResult(counts, ledger.exit_code(done.index, max_quarantined=max_quarantined), out)
+    return IndexResult(counts, ledger.exit_code(done.index, max_quarantined=max_quarantined), out, done.kinds)
 
 
 def _read(readers: Readers, root: Path, files: Sequence[Found], *, progress: bool) -> Iterator[tuple[Found, IndexRow]]:
@@ -159,12 +168,17 @@ def _labels(labels: Path | str | pa.Table | None, dataset: Any, root: Path) -> T
     return Table.read(dataset.table(root))
 
 
-def _write(
-    out: Path, root: Path, key: IdentityKey, state: pa.Table, done: Any, merges: Merges, about: dict[str, Any]
-) -> None:
+def _private(out: Path) -> Path:
     private = out / "private"
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
     private.chmod(0o700)
+    return private
+
+
+def _write(
+    out: Path, root: Path, key: IdentityKey, state: pa.Table, done: Any, merges: Merges, about: dict[str, Any]
+) -> None:
+    private = _private(out)
     ledger.write_table(state, private / "state.parquet", private=True)
     places = zip(*(state.column(name).to_pylist() for name in ("path", "member")), strict=True)
     paths = [path + (f"!{member}" if member else "") for path, member in places]

@@ -1,75 +1,49 @@
-"""What tables say about files: findings, classes, groups; joined without keeping identifiers."""
+"""Which row of a table belongs to which file, found without keeping identifiers."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from hilum.core.errors import HilumError, nearest
 from hilum.data.identity import IdentityKey
-from hilum.data.tables import Table, is_number, row_list
+from hilum.data.tables import Table, row_list
 
 JOINS = ("path", "sop_instance_uid", "study_instance_uid", "accession", "patient_id")
 GROUPS = ("patient_id", "group_id")
 STUDIES = ("study_id", "study")
 ABOUT = ("view", "laterality", "modality", "body_part")  # fill index columns that a file's header leaves empty
-_RESERVED = {*JOINS, *GROUPS, *STUDIES, *ABOUT, "issuer", "split"}
-_VALUES = {"1": 1.0, "0": 0.0, "-1": -1.0, "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "": np.nan}
-_CLASS = ("class", "label")
 
 
-def findings_of(table: Table, *, names: Sequence[str] | None = None, leave: Sequence[str] = ()) -> dict[str, pa.Array]:
-    """Label columns: float32 findings (1, 0, -1 uncertain, NaN unknown), or one text column as ``class``.
+@dataclass(frozen=True)
+class Joined:
+    """Which row of a table each file belongs to, or None; ``stands_for`` maps every row of the table to the first one
+    that means the same files, so that a row repeated for every image of a patient counts as used."""
 
-    Without ``names``, a column is a finding where all its values are 1, 0, -1 or blank; where most are and others are
-    text, that is an error (a typing mistake), since a label would be lost silently.
-    """
-    if names is not None:
-        return {
-            name: pa.array(_numbers(table, name, table.need(name, why="asked for as a finding")), pa.float32())
-            for name in names
-        }
-    findings, texts = {}, []
-    for name, values in table.columns.items():
-        if name.casefold() in _RESERVED or name in leave:
-            continue
-        filled = [v for v in values if v]
-        known = sum(v in _VALUES for v in filled)
-        if filled and known == len(filled):
-            findings[name] = pa.array([_VALUES[v] for v in values], pa.float32())
-        elif known > len(filled) / 2 and not all(is_number(v) for v in filled):
-            _numbers(table, name, values)
-        elif filled and known == 0:
-            texts.append(name)
-    if findings:
-        return findings
-    chosen = table.find(*_CLASS)
-    column = chosen if chosen in texts else texts[0] if len(texts) == 1 else None
-    return {} if column is None else {"class": pa.array([v or None for v in table.columns[column]], pa.string())}
+    rows: list[int | None]
+    stands_for: list[int]
+
+    @property
+    def unused(self) -> list[int]:
+        """Rows of the table that fit no file."""
+        used = {self.stands_for[row] for row in self.rows if row is not None}
+        return [row for row, first in enumerate(self.stands_for) if first not in used]
 
 
-def _numbers(table: Table, name: str, values: Sequence[str]) -> list[float]:
-    wrong = [row for row, v in enumerate(values, 2) if v not in _VALUES]
-    if wrong:
-        raise HilumError(
-            f"column {name!r} holds values other than 1, 0, -1 and blank", where=f"{table.name}, {row_list(wrong)}"
-        )
-    return [_VALUES[v] for v in values]
-
-
-def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -> list[int | None]:
-    """For each row of ``state`` the row of ``table`` it belongs to, or None.
+def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -> Joined:
+    """For each row of ``state`` the row of ``table`` it belongs to.
 
     ``by`` is one of JOINS and names the table's column. Identifiers are compared as keyed digests. A path fits where
     one is a tail of the other and no other file fits as well. Two table rows for one file must agree in every column.
     """
     if by not in JOINS:
         raise HilumError(f"tables cannot be joined by {by!r}", fix=nearest(by, JOINS) or f"one of {', '.join(JOINS)}")
-    values = table.need(by, why="the join key")
+    others = [name for name in JOINS if table.find(name)]
+    values = table.need(by, why="the join key", fix=f"join by {' or '.join(others)}" if others else "")
     if by == "path":
         return _join_paths(table, values, state.column("path").to_pylist())
     issuers = table.columns[name] if (name := table.find("issuer")) else [""] * len(values)
@@ -79,13 +53,17 @@ def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -
         by, "patient"
     )
     theirs = state.column("group_id" if by_issuer else column).to_pylist()
-    if by == "patient_id" and not by_issuer:
-        _refuse_shared_ids(table, keys, theirs, state.column("group_id").to_pylist())
+    if by_issuer:
+        theirs = _issuers_filled_in(key, values, keys, theirs, state)
+    elif by == "patient_id":
+        _refuse_shared_ids(table, keys, state)
     place: dict[str, int] = {}
+    stands_for = list(range(len(keys)))
     for row, digest in enumerate(keys):
-        if digest is not None and place.setdefault(digest, row) != row:
-            _agree(table, place[digest], row)
-    return [None if digest is None else place.get(digest) for digest in theirs]
+        if digest is not None and (first := place.setdefault(digest, row)) != row:
+            _agree(table, first, row)
+            stands_for[row] = first
+    return Joined([None if digest is None else place.get(digest) for digest in theirs], stands_for)
 
 
 def _digest(key: IdentityKey, by: str, value: str, issuer: str, by_issuer: bool) -> str:
@@ -122,12 +100,30 @@ def _agree(table: Table, first: int, second: int) -> None:
         )
 
 
-def _refuse_shared_ids(
-    table: Table, keys: Sequence[str | None], theirs: Sequence[str | None], groups: Sequence[str | None]
-) -> None:
-    holders: dict[str, set[str | None]] = defaultdict(set)
-    for digest, group in zip(theirs, groups, strict=True):
+def _issuers_filled_in(
+    key: IdentityKey,
+    values: Sequence[str],
+    keys: Sequence[str | None],
+    groups: Sequence[str | None],
+    state: pa.Table,
+) -> list[str | None]:
+    """Groups of files, those without an issuer under the only issuer that the table has for their patient."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for value, digest in zip(values, keys, strict=True):
         if digest is not None:
+            known[patient_digest(key, value)].add(digest)
+    files = zip(groups, *(state.column(name).to_pylist() for name in ("patient", "issued")), strict=True)
+    return [
+        group if issued or len(known.get(patient, ())) != 1 else next(iter(known[patient]))
+        for group, patient, issued in files
+    ]
+
+
+def _refuse_shared_ids(table: Table, keys: Sequence[str | None], state: pa.Table) -> None:
+    holders: dict[str, set[str]] = defaultdict(set)
+    files = zip(*(state.column(name).to_pylist() for name in ("patient", "group_id", "issued")), strict=True)
+    for digest, group, issued in files:
+        if digest is not None and issued:
             holders[digest].add(group)
     shared = [row for row, digest in enumerate(keys, 2) if digest is not None and len(holders.get(digest, ())) > 1]
     if shared:
@@ -136,13 +132,14 @@ def _refuse_shared_ids(
         )
 
 
-def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> list[int | None]:
+def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> Joined:
     wanted = [tuple(p for p in re.split(r"[/\\]+", v) if p not in ("", ".")) for v in values]
     by_name: dict[str, list[int]] = defaultdict(list)
     for row, parts in enumerate(wanted):
         if parts:
             by_name[parts[-1]].append(row)
     found: list[int | None] = []
+    stands_for = list(range(len(wanted)))
     for path in paths:
         parts = tuple(path.split("/"))
         rows = [r for r in by_name.get(parts[-1], ()) if _tail(parts, wanted[r])]
@@ -150,6 +147,7 @@ def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> li
         best = [r for r in rows if min(len(wanted[r]), len(parts)) == longest]
         for other in best[1:]:
             _agree(table, best[0], other)
+            stands_for[other] = best[0]
         found.append(best[0] if best else None)
     # Two files that one bare name fits: neither is the one that was meant, unless one fits exactly.
     claims = Counter(r for r in found if r is not None)
@@ -165,7 +163,8 @@ def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> li
             where=f"{table.name}, {row_list([r + 2 for r in torn])}",
             fix="write paths from ROOT",
         )
-    return [r if r is None or claims[r] == 1 or exact[r] == at else None for at, r in enumerate(found)]
+    own = [r if r is None or claims[r] == 1 or exact[r] == at else None for at, r in enumerate(found)]
+    return Joined(own, stands_for)
 
 
 def _tail(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
@@ -173,16 +172,13 @@ def _tail(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return one[-shared:] == other[-shared:]
 
 
-def check_matched(
-    table: Table, rows: Sequence[int | None], images: Sequence[bool], *, limit: float, by: str
-) -> dict[str, int]:
+def check_matched(table: Table, joined: Joined, images: Sequence[bool], *, limit: float, by: str) -> dict[str, int]:
     """Counts of what found no partner, either way; above ``limit`` of its side that is an error naming rows.
 
     ``images`` says which files should have a label. A row that fits a file that could not be indexed has found it.
     """
-    used = {r for r in rows if r is not None}
-    lost = [row + 2 for row in range(len(table)) if row not in used]
-    bare = sum(image and row is None for row, image in zip(rows, images, strict=True))
+    lost = [row + 2 for row in joined.unused]
+    bare = sum(image and row is None for row, image in zip(joined.rows, images, strict=True))
     counts = {"rows": len(table), "rows_unmatched": len(lost), "files": sum(images), "files_unmatched": bare}
     others = ", ".join(j for j in JOINS if j != by)
     fix = f"check the column {by!r} (join by {others}?), exclude files that need no label, or raise max_unmatched"

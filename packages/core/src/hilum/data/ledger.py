@@ -82,6 +82,7 @@ STATE = pa.schema(
         ("accession", _TEXT),
         ("patient", _TEXT),
         ("spelling", _TEXT),
+        ("issued", pa.bool_()),  # the patient's identifier has an issuer
     ]
 )
 """``private/state.parquet``: rows before files are compared with each other; the next run reads only what changed."""
@@ -132,10 +133,11 @@ def counts_of(index: pa.Table) -> dict[str, Any]:
 
 
 def exit_code(index: pa.Table, *, max_quarantined: float | str | None = None) -> int:
-    """0, or 3 where files were quarantined for more than HARMLESS reasons and more than ``max_quarantined`` of all."""
+    """0, or 3 where files were quarantined for more than HARMLESS reasons and more than ``max_quarantined`` of those
+    found."""
     pairs = zip(index.column("status").to_pylist(), index.column("reason").to_pylist(), strict=True)
     faulty = sum(s == "quarantined" and r not in HARMLESS for s, r in pairs)
-    return 3 if faulty > share(max_quarantined) * len(index) else 0
+    return 3 if faulty > share(max_quarantined) * counts_of(index)["found"] else 0
 
 
 def share(value: float | str | None) -> float:

@@ -11,28 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hilum.core.errors import HilumError, LeakError
-from hilum.data.identity import IdentityKey
+from hilum.data.identity import IdentityKey, Merges
 from hilum.data.labels import JOINS
 from hilum.data.labels import join as join_table
-from hilum.data.tables import Table
+from hilum.data.tables import Table, part_of, row_list
 
 HASHED: Final = ("sample_id", "group_id", "study_id")  # index columns a table may name directly
 NAMED: Final = 5
-_WORDS: Final = {
-    "train": "train",
-    "training": "train",
-    "tr": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "none": "none",
-    "exclude": "none",
-    "": "none",
-}
 
 
 def official_parts(
@@ -52,13 +37,13 @@ def official_parts(
     Whatever finds no partner is counted in ``warnings``; a table that fits nothing is an error.
     """
     table = Table.read(source) if str(source) else _own_labels(study)
-    words = [w.casefold() for w in table.need(column, why="the official split")]
-    strange = [f"row {n}: {w!r}" for n, w in enumerate(words, 2) if w not in _WORDS]
+    named = [part_of(word) for word in table.need(column, why="the official split")]
+    strange = [row for row, part in enumerate(named, 2) if part is None]
     if strange:
         raise HilumError(
             f"column {column!r} of {table.name} holds values that name no part of a split",
-            where="; ".join(strange[:NAMED]),
-            fix="write train, val, test or none",
+            where=f"{len(strange)} of {len(table)}, {row_list(strange)}",  # the cells could be identifiers
+            fix="write train, val, test or none, or name another column",
         )
     by = join or next((k for k in ("sample_id", *JOINS, "group_id", "study_id") if table.find(k)), None)
     if by is None:
@@ -68,13 +53,13 @@ def official_parts(
             fix="name one path, patient_id, study_instance_uid, ... or give join",
         )
     kept = {c: table.columns[c] for name in (by, "issuer", column) if (c := table.find(name))}
-    partners = _partners(study, Table(table.name, kept), by, id_key)
+    partners, unused = _partners(study, Table(table.name, kept), by, id_key)
     indexed = np.asarray(study.column("status"), object) == "indexed"
     group = np.asarray(study.column("group_id"), object)
     given: dict[str, set[str]] = {}
     for row in np.flatnonzero(indexed):
         for partner in partners[row]:
-            given.setdefault(group[row], set()).add(_WORDS[words[partner]])
+            given.setdefault(group[row], set()).add(str(named[partner]))
     if not given:
         raise HilumError(
             f"no row of {table.name} fits a file of the index", where=f"joined by {by!r}", fix="check the join column"
@@ -90,7 +75,6 @@ def official_parts(
             where=f"{table.name}, column {column!r}",
             fix="mend the table, or let `hilum split` draw a split of its own",
         )
-    unused = len(table) - len({p for rows in partners for p in rows})
     bare = sum(not rows for row, rows in enumerate(partners) if indexed[row])
     if unused:
         warnings.append(f"{unused} of {len(table)} rows of {table.name} fit no file")
@@ -107,13 +91,14 @@ def _own_labels(study: Any) -> Table:
     return Table.read(study.labels.filter(pc.is_valid(study.labels["sample_id"])))
 
 
-def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> list[list[int]]:
-    """For every index row the table's rows that mean it."""
+def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> tuple[list[list[int]], int]:
+    """For every index row the table's rows that mean it, and how many rows of the table mean none."""
     if by in HASHED:
         place: dict[str, list[int]] = {}
         for row, value in enumerate(table.need(by, why="the join key")):
             place.setdefault(value, []).append(row)
-        return [place.get(value, []) for value in study.column(by)]
+        found = [place.get(value, []) for value in study.column(by)]
+        return found, len(table) - len({row for rows in found for row in rows})
     state = pq.read_table(Path(study.path) / "private" / "state.parquet")
     key = IdentityKey(b"") if by == "path" else IdentityKey.load(id_key)
     if by != "path" and study.about.get("id_key") != key.fingerprint:
@@ -122,13 +107,17 @@ def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> l
             where=str(study.path),
             fix="set $HILUM_ID_KEY to that key",
         )
-    rows = dict(zip(state.column("sample_id").to_pylist(), join_table(table, state, key, by=by), strict=True))
-    found = [[] if rows.get(s) is None else [rows[s]] for s in study.column("sample_id")]
-    if by != "patient_id":
-        return found
-    # Files whose header names nobody got their patient from a table at index time: they are known by group.
-    issuers = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
-    patients = zip(issuers, table.need(by, why="the join key"), strict=True)
-    named = {key.group(issuer, patient): row for row, (issuer, patient) in enumerate(patients) if patient}
-    groups = zip(found, study.column("group_id"), strict=True)
-    return [known or ([named[group]] if group in named else []) for known, group in groups]
+    joined = join_table(table, state, key, by=by)
+    partner = dict(zip(state.column("sample_id").to_pylist(), joined.rows, strict=True))
+    found = [[] if partner.get(s) is None else [partner[s]] for s in study.column("sample_id")]
+    if by == "patient_id":
+        # Files whose header names nobody got their patient from a table at index time: they are known by group.
+        issuers = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
+        patients = zip(issuers, table.need(by, why="the join key"), joined.stands_for, strict=True)
+        merged = Merges.read(Path(study.path) / "private" / "merges.csv").groups(key)
+        groups = {merged.get(key.spelling(i, p), key.group(i, p)): row for i, p, row in patients if p}
+        found = [
+            f or ([groups[g]] if g in groups else []) for f, g in zip(found, study.column("group_id"), strict=True)
+        ]
+    used = {row for rows in found for row in rows}
+    return found, sum(first not in used for first in joined.stands_for)

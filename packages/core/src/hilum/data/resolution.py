@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import pyarrow as pa
 from hilum.core.errors import HilumError
 from hilum.core.types import Intake
 from hilum.data import ledger
-from hilum.data.identity import IdentityKey, Merges, usable
-from hilum.data.labels import ABOUT, GROUPS, JOINS, STUDIES, check_matched, findings_of, join
+from hilum.data.findings import Labels, labels_of
+from hilum.data.identity import IdentityKey, Merges, Spelling, normalise, usable
+from hilum.data.labels import ABOUT, GROUPS, JOINS, STUDIES, Joined, check_matched, join, patient_digest
+from hilum.data.patients import unite
 from hilum.data.reports import reports_of
 from hilum.data.tables import Table
 
 Columns = dict[str, list[Any]]  # one list a column: a hundred thousand rows as dictionaries take a gigabyte
 _CHANGED = (*ABOUT, "group_id", "group_known", "study_id", "has_report", "duplicate_of", "problems")
-_READ = ("sample_id", "status", "role", "source", "series_id", "instance", "spelling", "stored_sha256", "std")
+_READ = ("sample_id", "status", "reason", "role", "instance", "patient", "spelling", "issued")
+_PICTURE = ("stored_sha256", "rows", "columns", "frames", "role", "std")
 _BLOCK = 4096  # rows turned into dictionaries at a time
 
 
@@ -31,7 +34,8 @@ class Resolved:
     labels: pa.Table | None = None
     reports: pa.Table | None = None
     label_counts: dict[str, int] | None = None
-    error: HilumError | None = None  # of the tables: raised once the index itself is safe on disk
+    kinds: Labels | None = None  # which columns of the table are labels
+    error: HilumError | None = None  # of the tables: raised once the work of reading is safe on disk
 
 
 def resolve(
@@ -40,6 +44,8 @@ def resolve(
     merges: Merges,
     intakes: Sequence[Intake],
     *,
+    spellings: dict[str, Spelling],
+    again: Callable[[list[int]], None],
     labels: Table | None = None,
     by: str = "path",
     group: str | None = None,
@@ -47,20 +53,22 @@ def resolve(
     reports: Path | None = None,
     max_unmatched: float = 0.01,
 ) -> Resolved:
-    """The index of STATE rows. Order of rows decides nothing but which of several copies is the original."""
-    rows: Columns = {name: state.column(name).to_pylist() for name in (*_CHANGED, *_READ)}
-    merged = merges.groups(key)
-    rows["group_id"] = [merged.get(s, g) for s, g in zip(rows["spelling"], rows["group_id"], strict=True)]
+    """The index of STATE rows. Order of rows decides nothing but which of several copies is the original.
+    For ``spellings`` and ``again`` see :func:`~hilum.data.patients.unite`."""
+    rows: Columns = {name: state.column(name).to_pylist() for name in (*_CHANGED, *_READ, *_PICTURE)}
     done = Resolved(state, state)
     try:
         if labels is not None:
-            matched = join(labels, state, key, by=by)
-            _describe(rows, labels, matched, key, group)
-            done.labels, done.label_counts = _labels(rows, labels, matched, findings, group, limit=max_unmatched, by=by)
+            joined = join(labels, state, key, by=by)
+            _describe(rows, labels, joined.rows, key, group, spellings)
+            done.label_counts = _check(rows, labels, joined, limit=max_unmatched, by=by)
+            done.kinds = labels_of(labels, names=findings, leave=() if group is None else (group,))
+            done.labels = _labels(rows, done.kinds, joined.rows)
         if reports is not None:
             done.reports = _reports(rows, Table.read(reports), state, key, reports.parent)
     except HilumError as error:
         done.error = error
+    _note(rows, unite(rows, merges, key, spellings, again), "issuer_missing")
     _compare(rows)
     for name in _CHANGED:
         field = state.schema.field(name)
@@ -70,7 +78,14 @@ def resolve(
     return done
 
 
-def _describe(rows: Columns, table: Table, matched: Sequence[int | None], key: IdentityKey, group: str | None) -> None:
+def _describe(
+    rows: Columns,
+    table: Table,
+    matched: Sequence[int | None],
+    key: IdentityKey,
+    group: str | None,
+    spellings: dict[str, Spelling],
+) -> None:
     """Fill what a file's own header does not say: group, study, view, laterality, modality, body part."""
     groups = table.need(group, why="the group of each file") if group else table.columns.get(table.find(*GROUPS) or "")
     issuers = table.columns.get(table.find("issuer") or "")
@@ -82,8 +97,11 @@ def _describe(rows: Columns, table: Table, matched: Sequence[int | None], key: I
         for name, values in about.items():
             rows[name][row] = rows[name][row] or values[at].upper() or None
         if not rows["group_known"][row] and groups is not None and usable(groups[at]):
-            rows["group_id"][row] = key.group(issuers[at] if issuers else None, groups[at])
-            rows["group_known"][row] = True
+            issuer, patient = issuers[at] if issuers else "", groups[at]
+            rows["group_id"][row], rows["group_known"][row] = key.group(issuer, patient), True
+            rows["patient"][row], rows["issued"][row] = patient_digest(key, patient), bool(normalise(issuer))
+            rows["spelling"][row] = key.spelling(issuer, patient)
+            spellings[rows["spelling"][row]] = issuer.strip("\0 "), patient.strip("\0 ")
         known = rows["group_known"][row]
         if rows["study_id"][row] is None and studies is not None and studies[at]:
             rows["study_id"][row] = key.digest("study of a table", rows["group_id"][row] if known else "", studies[at])
@@ -91,27 +109,17 @@ def _describe(rows: Columns, table: Table, matched: Sequence[int | None], key: I
             rows["group_id"][row] = f"unknown-{rows['study_id'][row] or rows['sample_id'][row]}"
 
 
-def _labels(
-    rows: Columns,
-    table: Table,
-    matched: Sequence[int | None],
-    names: Sequence[str] | None,
-    group: str | None,
-    *,
-    limit: float,
-    by: str,
-) -> tuple[pa.Table, dict[str, int]]:
+def _check(rows: Columns, table: Table, joined: Joined, *, limit: float, by: str) -> dict[str, int]:
+    images = [s == "indexed" and role == "image" for s, role in zip(rows["status"], rows["role"], strict=True)]
+    return check_matched(table, joined, images, limit=limit, by=by)
+
+
+def _labels(rows: Columns, kinds: Labels, matched: Sequence[int | None]) -> pa.Table:
     """``labels.parquet``: sample_id, findings or class, and the table's own ``split`` where it has one."""
-    indexed = [status == "indexed" for status in rows["status"]]
-    images = [i and role == "image" for i, role in zip(indexed, rows["role"], strict=True)]
-    counts = check_matched(table, matched, images, limit=limit, by=by)
-    columns = findings_of(table, names=names, leave=() if group is None else (group,))
-    if (split := table.find("split")) is not None:
-        columns["split"] = pa.array([v or None for v in table.columns[split]], pa.string())
-    kept = [(row, at) for row, at in enumerate(matched) if at is not None and indexed[row]]
+    kept = [(row, at) for row, at in enumerate(matched) if at is not None and rows["status"][row] == "indexed"]
     take = pa.array([at for _, at in kept], pa.int64())
     samples = pa.array([rows["sample_id"][row] for row, _ in kept], pa.string())
-    return pa.table({"sample_id": samples, **{name: values.take(take) for name, values in columns.items()}}), counts
+    return pa.table({"sample_id": samples, **{name: values.take(take) for name, values in kinds.columns.items()}})
 
 
 def _reports(rows: Columns, table: Table, state: pa.Table, key: IdentityKey, folder: Path) -> pa.Table:
@@ -121,7 +129,7 @@ def _reports(rows: Columns, table: Table, state: pa.Table, key: IdentityKey, fol
         raise HilumError(f"{table.name} has no column that says whose report it is", fix=f"one of {', '.join(JOINS)}")
     own = [study or sample for study, sample in zip(rows["study_id"], rows["sample_id"], strict=True)]
     studies: list[str | None] = [None] * len(table)
-    for study, at in zip(own, join(table, state, key, by=by), strict=True):
+    for study, at in zip(own, join(table, state, key, by=by).rows, strict=True):
         if at is not None:
             studies[at] = studies[at] or study
     written = reports_of(table, studies, key, folder=folder)
@@ -132,21 +140,26 @@ def _reports(rows: Columns, table: Table, state: pa.Table, key: IdentityKey, fol
 
 def _compare(rows: Columns) -> None:
     """Copies and conflicts (FORMATS 5). Files of one UID are copies where pixels and patient agree, else in conflict;
-    files without UIDs are copies where pixels agree and no patient contradicts."""
+    files of other UIDs, or none, are copies where pixels agree and the patient is known to be the same, or unknown
+    of files without UIDs."""
     instance, pixels, group, known = (rows[n] for n in ("instance", "stored_sha256", "group_id", "group_known"))
     indexed = [at for at, status in enumerate(rows["status"]) if status == "indexed" and pixels[at] is not None]
+    torn: set[int] = set()
     for same in _groups(indexed, instance):
         if len({(pixels[at], group[at]) for at in same}) > 1:
             _note(rows, same, "uid_conflict")
+            torn.update(same)
         else:
             _copies(rows, same)
     varied = [at for at in indexed if rows["std"][at]]  # constant images are equal without being copies
+    owner = [g if k else None if uid else "unknown" for g, k, uid in zip(group, known, instance, strict=True)]
     for same in _groups(varied, pixels):
-        bare = [at for at in same if instance[at] is None]
-        for copies in _groups(bare, [g if k else "unknown" for g, k in zip(group, known, strict=True)]) if bare else ():
-            _copies(rows, copies)
         if len({group[at] for at in same if known[at]}) > 1:
             _note(rows, same, "same_pixels_other_patient")
+    pictures = list(zip(*(rows[name] for name in _PICTURE[:-1]), strict=True))
+    for same in _groups([at for at in varied if at not in torn], pictures):
+        for copies in _groups(same, owner):
+            _copies(rows, copies)
 
 
 def _groups(members: Sequence[int], values: Sequence[Any]) -> list[list[int]]:

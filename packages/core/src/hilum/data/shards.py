@@ -28,7 +28,7 @@ ALIGN: Final = 64
 SHARD_BYTES: Final = 256 << 20
 SHARD_SECONDS: Final = 120.0  # a kill loses at most this much work
 
-_TEXTS = ("sample_id", "stored_sha256", "reason", "message", "dtype", "unit", "provenance")
+_TEXTS = ("sample_id", "appearance", "reason", "message", "dtype", "unit", "provenance")
 _WHOLE = ("offset", "bytes", "channels", "height", "width", "source_height", "source_width")
 _REAL = ("slope", "intercept", "spacing_y", "spacing_x", "lo", "hi", *STATISTICS)
 SCHEMA: Final = pa.schema(
@@ -71,7 +71,7 @@ class Shard:
         return self.size > SHARD_BYTES or time.monotonic() - self.began > SHARD_SECONDS
 
     def add(self, record: Mapping[str, Any], data: bytes = b"") -> None:
-        """``record`` names at least ``sample_id stored_sha256``, and a ``reason`` where there are no pixels."""
+        """``record`` names at least ``sample_id appearance``, and a ``reason`` where there are no pixels."""
         self._rows.append({**_BLANK, "reason": "", "message": "", **record, "offset": self.size, "bytes": len(data)})
         self._chunks += [data, bytes(-len(data) % ALIGN)]
         self.size += len(data) + (-len(data) % ALIGN)
@@ -140,13 +140,13 @@ class Entries:
             self.window[at] = known.get(key, 0)
 
     def _find_rows(self, table: pa.Table, study: Any) -> None:
-        place: dict[tuple[str, str | None], int] = {}
-        keys = zip(table["sample_id"].to_pylist(), table["stored_sha256"].to_pylist(), strict=True)
+        place: dict[tuple[str, str], int] = {}
+        keys = zip(table["sample_id"].to_pylist(), table["appearance"].to_pylist(), strict=True)
         for entry, key in enumerate(keys):
             if key not in place or self.reason[place[key]] or not self.reason[entry]:  # a failure never hides an image
                 place[key] = entry
-        wanted = zip(study.column("sample_id"), study.column("stored_sha256"), strict=True)
-        self.entry = np.array([place.get((sample, stored or None), -1) for sample, stored in wanted], np.int64)
+        wanted = zip(study.column("sample_id"), study.appearance, strict=True)
+        self.entry = np.array([place.get(key, -1) for key in wanted], np.int64)
 
 
 def _stack(table: pa.Table, *names: str) -> NDArray[Any]:

@@ -25,6 +25,7 @@ from hilum.data.duplicates import SIDE, exact_copies, near_copies, thumbnails_of
 from hilum.data.ledger import write_json, write_table
 from hilum.data.official import official_parts
 from hilum.data.stratify import count_of
+from hilum.data.study import SEVERAL_FRAMES
 from hilum.data.units import Units
 
 PARTS: Final = ("train", "val", "test", "none")
@@ -272,7 +273,8 @@ def make_split(
             f"val {val:g} and test {test:g} leave nothing to train on", fix="0 <= val, test and val + test < 1"
         )
     units = Units(study, seed=seed, stratify=stratify, group_duplicates=group_duplicates, unknown=unknown_groups(study))
-    warnings: list[str] = []
+    several = study.left_out().get(SEVERAL_FRAMES)
+    warnings = [f"left out: {several} {SEVERAL_FRAMES}"] if several else []
     if from_table is None:
         if val_from_train is not None:
             raise HilumError("val_from_train takes validation groups out of an official split", fix="use val")

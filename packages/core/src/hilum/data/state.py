@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow
-from hilum.data.identity import IdentityKey, Merges, usable
+from hilum.data.identity import IdentityKey, Spelling, normalise, usable
 from hilum.data.labels import accession_digest, instance_digest, patient_digest, study_digest
 from hilum.data.ledger import STATE, path_bytes, path_text
 from hilum.data.listing import Found
 
 _BLOCK = 4096  # rows held as dictionaries before they become a table
 _NAMES = frozenset(STATE.names)
-Spelling = tuple[str, str]  # issuer, patient id
+Reading = Callable[[list[Found]], Iterable[tuple[Found, IndexRow]]]
 
 
 class State:
@@ -88,7 +87,14 @@ class State:
             "accession": accession_digest(key, who["accession"]) if who.get("accession") else None,
             "patient": patient_digest(key, patient) if known else None,
             "spelling": spelling,
+            "issued": known and bool(normalise(issuer)),
         }
+
+    def learn(self, table: pa.Table, rows: Sequence[int], read: Reading) -> None:
+        """Read the files of some rows of ``table`` again, to have their identifiers in plain text."""
+        places = table.select(["path", "size", "mtime_ns"]).take(pa.array(rows, pa.int64())).to_pylist()
+        for file, row in read([Found(path_bytes(p["path"]), p["size"], p["mtime_ns"]) for p in places]):
+            self.row(file, row)
 
 
 def read_previous(out: Path, key: IdentityKey, *, labelled: bool) -> pa.Table:
@@ -139,22 +145,3 @@ def vanished(previous: pa.Table, found: Sequence[Found]) -> pa.Table:
             STATE.get_field_index(name), STATE.field(name), pa.array([value] * len(gone), pa.string())
         )
     return gone
-
-
-def learn_merges(
-    merges: Merges, state: State, table: pa.Table, read: Callable[[list[Found]], Iterable[tuple[Found, IndexRow]]]
-) -> None:
-    """List groups of more than one spelling. Plain text is not kept between runs: where it is needed of a file that did
-    not change, that file is read again."""
-    places: dict[str, dict[str, int]] = defaultdict(dict)  # group -> spelling -> a row
-    spellings = pc.if_else(pc.equal(table.column("reason"), "vanished"), None, table.column("spelling")).to_pylist()
-    for at, (group, spelling) in enumerate(zip(table.column("group_id").to_pylist(), spellings, strict=True)):
-        if spelling is not None:
-            places[group].setdefault(spelling, at)
-    listed = set(merges.groups(state.key))
-    joined = [group for group in places.values() if len(group) > 1 and not listed >= set(group)]
-    unknown = [at for group in joined for s, at in group.items() if s not in listed and s not in state.spellings]
-    again = table.select(["path", "size", "mtime_ns"]).take(pa.array(unknown, pa.int64())).to_pylist()
-    for file, row in read([Found(path_bytes(r["path"]), r["size"], r["mtime_ns"]) for r in again]) if again else ():
-        state.row(file, row)
-    merges.add(state.spellings[s] for group in joined for s in sorted(group) if s in state.spellings)

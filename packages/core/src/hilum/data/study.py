@@ -20,7 +20,13 @@ from hilum.core.errors import HilumError, nearest
 from hilum.data.ledger import path_bytes, write_json
 from hilum.data.where import select
 
+SEVERAL_FRAMES = "images of several frames (2-D views take one)"
 _NOT_FINDINGS = frozenset({"sample_id", "class", "split"})
+# Mean and standard deviation are left out: their last bit differs between machines.
+_APPEARANCE = (
+    *("stored_sha256", "modality_sha256", "photometric", "inverted", "unit", "spacing_mm"),
+    *("window", "voi_lut", "lo", "hi", "min", "max", "p005", "p995", "background"),
+)
 
 
 class Study:
@@ -65,18 +71,41 @@ class Study:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the sorted ``sample_id,status,stored_sha256`` lines."""
-        parts = [self.index.column(c).to_pylist() for c in ("sample_id", "status", "stored_sha256")]
-        lines = sorted(f"{sample},{status},{stored or ''}\n" for sample, status, stored in zip(*parts, strict=True))
+        """SHA-256 of the sorted ``sample_id,status,appearance`` lines."""
+        parts = [*(self.index.column(c).to_pylist() for c in ("sample_id", "status")), self.appearance]
+        lines = sorted(",".join(line) + "\n" for line in zip(*parts, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    @cached_property
+    def appearance(self) -> list[str]:
+        """For every row a hash of what decides the values it is served with: stored pixels, rescale, padding, polarity,
+        window, unit and spacing. A corrected header changes it as changed pixels do."""
+        columns = [self.index.column(name).to_pylist() for name in _APPEARANCE if name in self.columns]
+        return [hashlib.sha256(repr(line).encode()).hexdigest()[:32] for line in zip(*columns, strict=True)]
+
     def rows(self, where: str | None = None) -> NDArray[np.int64]:
-        """Rows (n,) that can be samples and meet ``where``: indexed images, exact copies once, no UID conflicts."""
-        problems = self.index.column("problems").to_pylist()
-        conflict = np.array(["uid_conflict" in (p or ()) for p in problems], bool)
-        sound = select(self.index, "status = 'indexed' and duplicate_of is null and role = 'image'")
-        chosen: NDArray[np.int64] = np.flatnonzero(sound & ~conflict & select(self.index, where))
+        """Rows (n,) that can be samples of a 2-D view and meet ``where``: indexed images of one frame, exact copies
+        once, no UID conflicts. :meth:`left_out` counts the others."""
+        chosen: NDArray[np.int64] = np.flatnonzero((self._fates == "") & select(self.index, where))
         return chosen
+
+    def left_out(self) -> dict[str, int]:
+        """Indexed images that are no samples, counted by why."""
+        names, counts = np.unique(self._fates[(self._fates != "") & (self._fates != "no image")], return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    @cached_property
+    def _fates(self) -> NDArray[Any]:
+        """(n,) why a row is no sample, "" where it is one."""
+        problems = self.index.column("problems").to_pylist()
+        fates = np.where(select(self.index, "status = 'indexed' and role = 'image'"), "", "no image").astype(object)
+        for why, hit in (
+            ("exact copies", select(self.index, "duplicate_of is not null")),
+            ("of a UID that other pixels have too", np.array(["uid_conflict" in (p or ()) for p in problems], bool)),
+            (SEVERAL_FRAMES, select(self.index, "frames > 1")),
+        ):
+            fates[(fates == "") & hit] = why
+        return fates
 
     def column(self, name: str) -> Any:
         """A column as a numpy array (objects for text, NaN for missing numbers), lists as a list."""

@@ -17,6 +17,13 @@ import pyarrow.parquet as pq
 from hilum.core.errors import HilumError, nearest
 
 EXAMPLES = 5  # row numbers a message names
+_PARTS = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "exclude": "none",
+}
+_BLANK = frozenset({"", "na", "n/a", "<na>", "nan", "null", "none"})  # how programs write that there is no value
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,14 @@ class Table:
         known = {c.casefold(): c for c in reversed(list(self.columns))}
         return next((known[n.casefold()] for n in names if n.casefold() in known), None)
 
-    def need(self, name: str, *, why: str) -> Sequence[str]:
+    def need(self, name: str, *, why: str, fix: str | None = None) -> Sequence[str]:
         column = self.find(name)
         if column is None:
             known = list(self.columns)
             raise HilumError(
                 f"{self.name} has no column {name!r} ({why})",
                 where="columns: " + ", ".join(known),
-                fix=nearest(name, known),
+                fix=nearest(name, known) if fix is None else fix,
             )
         return self.columns[column]
 
@@ -88,6 +95,15 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def is_blank(text: str) -> bool:
+    return text.casefold() in _BLANK
+
+
+def part_of(word: str) -> str | None:
+    """The part of a split that a word names (blank: ``none``), or None where it names none."""
+    return "none" if is_blank(word) else _PARTS.get(word.casefold())
 
 
 def is_number(text: str) -> bool:

@@ -29,14 +29,22 @@ def save_exported(folder: Path | str, name: str, module: nn.Module, *, card: Map
     """Write ``module``'s state and its card; returns the path of the tensors.
 
     ``card`` adds to what an encoder tells of itself (registry id, kwargs, input, mean, std, value range, licence):
-    data and split digests, licence of the data, the recipe. Both files are replaced atomically; the card is written
-    first and names the old hash too, so that a kill between the two leaves a pair that still loads.
+    data and split digests, licence of the data, the recipe.
+    """
+    return save_tensors(folder, name, module.state_dict(), card={**describe(module), **card})
+
+
+def save_tensors(folder: Path | str, name: str, tensors: Mapping[str, Tensor], *, card: Mapping[str, Any]) -> Path:
+    """Write ``tensors`` and their card; returns the path of the tensors.
+
+    Both files are replaced atomically; the card is written first and names the old hash too, so that a kill between
+    the two leaves a pair that still loads.
     """
     from safetensors.torch import save
 
     path = Path(folder) / f"{name}.safetensors"
-    data = save({k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}, {"format": "pt"})
-    entry = {**describe(module), **card, "name": name, "format": 1, "sha256": hashlib.sha256(data).hexdigest()}
+    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"format": "pt"})
+    entry = {**card, "name": name, "format": 1, "sha256": hashlib.sha256(data).hexdigest()}
     if path.is_file():
         entry["previous_sha256"] = file_sha256(path)
     write_json(path.with_suffix(".json"), entry)

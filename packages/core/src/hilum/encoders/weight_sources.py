@@ -18,7 +18,20 @@ from hilum.core.errors import HilumError, nearest
 from hilum.encoders.exported import has_card, load_exported, read_safetensors
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-NESTS = ("state_dict", "model", "model_state_dict", "teacher", "student", "encoder", "network", "net", "module")
+# "average" and "objective" are our own checkpoints': the average is what was validated where there is one
+NESTS = (
+    "average",
+    "objective",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "teacher",
+    "student",
+    "encoder",
+    "network",
+    "net",
+    "module",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,9 @@ def read_weights(init: str, *, encoder: nn.Module) -> Weights:
     """``init`` as in :func:`~hilum.encoders.weights.load_weights`; what cannot be read is a :class:`HilumError`."""
     if init.startswith("package:"):
         return _package(init.removeprefix("package:"))
+    if init.startswith("runs:/"):  # the tracking store is another room's: the verbs bring its files here first
+        fix = "give it as --init or encoders.NAME.init, or copy that run's exported/ to this machine"
+        raise HilumError(f"{init} was not fetched from the tracking store", where="init", fix=fix)
     place, _, part = (init, "", "") if Path(init).exists() else init.partition("#")
     path = Path(place).expanduser()
     if path.is_dir():

@@ -32,12 +32,17 @@ class Step:
 
 @dataclass(slots=True)
 class SplitColumn:
-    """One split: its groups and images, and finding -> (positive images, positive groups, known images)."""
+    """One split: its groups and images, and finding -> (positive images, positive groups, known images).
+
+    ``judged`` images of it were judged, where any were; ``left`` says why the others were not.
+    """
 
     name: str
     groups: int
     images: int
     positive: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    judged: int | None = None
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(name: str, *, names: Sequence[str], targets: ArrayLike, groups: Sequence[str]) -> SplitColumn:
@@ -235,11 +240,17 @@ def gallery_rows(report: Report, *, n: int = 12, seed: int = 0) -> list[tuple[in
     return sorted(chosen[:n], key=lambda c: order.index(c[2]))
 
 
-def flow_gaps(flow: Sequence[Step]) -> list[str]:
-    """Where the boxes of a flow do not add up; written on the page as a warning, so that nothing is lost silently."""
+def flow_gaps(flow: Sequence[Step], splits: Sequence[SplitColumn] = ()) -> list[str]:
+    """Where the boxes of a flow, the splits at its end and what was judged do not add up; written on the page as a
+    warning, so that nothing is lost silently."""
+    boxes = list(flow)
+    if splits and boxes:  # the files that are left at the end are the images of the splits
+        boxes.append(Step("the splits", sum(s.images for s in splits), boxes[-1].unit))
+    checks = [(a, b) for a, b in pairwise(boxes) if a.unit == b.unit]
+    checks += [(Step(s.name, s.images, "", s.left), Step("judged", s.judged)) for s in splits if s.judged is not None]
     out = []
-    for a, b in pairwise(flow):
+    for a, b in checks:
         gone = sum(a.left.values())
-        if a.unit == b.unit and a.count - gone != b.count:
+        if a.count - gone != b.count:
             out.append(f"The flow does not add up: {a.label} {a.count:,}, less {gone:,}, is not {b.label} {b.count:,}.")
     return out

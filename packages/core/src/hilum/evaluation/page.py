@@ -87,7 +87,9 @@ def _head(c: ReportContent) -> str:
 
 
 def _warnings(c: ReportContent) -> str:
-    rows = "".join(f"<li>{named(w, group=c.group, row=c.image)}</li>" for w in [*c.warnings, *flow_gaps(c.flow)])
+    rows = "".join(
+        f"<li>{named(w, group=c.group, row=c.image)}</li>" for w in [*c.warnings, *flow_gaps(c.flow, c.splits)]
+    )
     return f'<aside class="warn"><h2>Before you read the numbers</h2><ul>{rows}</ul></aside>' if rows else ""
 
 

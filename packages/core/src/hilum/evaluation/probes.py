@@ -28,6 +28,21 @@ def rankme(x: Tensor) -> float:
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 
+class RankMe:
+    """:func:`rankme` of the rows it is given; needs no labels and learns nothing."""
+
+    labelled = False
+
+    def fit(self, x: Tensor, y: Tensor | None = None, groups: Sequence[str] = ()) -> RankMe:
+        return self
+
+    def score(self, x: Tensor, y: Tensor | None = None, groups: Sequence[str] = ()) -> float:
+        return rankme(x)
+
+    def summary(self, scored: float) -> dict[str, float]:
+        return {"": scored}
+
+
 def _checked(x: Tensor, y: Tensor, groups: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Features float64 (N,E), targets with 0 for unknown (N,F), known (N,F)."""
     y = y[:, None] if y.ndim == 1 else y
@@ -42,6 +57,7 @@ def _checked(x: Tensor, y: Tensor, groups: Sequence[str]) -> tuple[Tensor, Tenso
 class _Fitted:
     """Names, groups and refusals that both probes share."""
 
+    labelled = True
     groups: frozenset[str]
     refused: dict[int, str]
 
@@ -84,6 +100,11 @@ class _Fitted:
             scores=self.predict(x).cpu().numpy(),
         )
         return evaluate(made, n=n, seed=seed, refused={labels[f]: reason for f, reason in self.refused.items()})
+
+    def summary(self, scored: Report) -> dict[str, float]:
+        """The macro AUROC, where it is computable."""
+        macro = scored.macro["auroc"].value
+        return {} if macro is None else {"auroc_macro": macro}
 
 
 class LinearProbe(_Fitted):

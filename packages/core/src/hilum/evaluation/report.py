@@ -49,9 +49,26 @@ class Finding:
         return asdict(self) | {"prevalence": self.prevalence}
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where predictions come from: SHA-256 of the ``checkpoint``'s weights, and the ``study`` where it is not the run's.
+
+    ``delivery`` counts, by split, ``expected`` and ``delivered`` rows and the ``missing`` ones, reason -> n. ``notes``
+    are warnings about the rows.
+    """
+
+    checkpoint: str = ""
+    study: str = ""
+    delivery: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Report:
-    """Everything an evaluation of one split says. ``macro[name]`` is the mean over the ``covered`` findings only."""
+    """Everything an evaluation of one split says. ``macro[name]`` is the mean over the ``covered`` findings only.
+
+    ``rule`` is how thresholds were chosen, where they were.
+    """
 
     split: str
     predictions: Predictions
@@ -61,6 +78,13 @@ class Report:
     n_resamples: int
     seed: int
     warnings: list[str] = field(default_factory=list)
+    rule: str | Mapping[str, str] = "youden"
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def name(self) -> str:
+        """What the results are kept under: the split, after the study where it is another than the run's."""
+        return f"{self.origin.study}-{self.split}" if self.origin.study else self.split
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -74,10 +98,14 @@ class Report:
         raise HilumError(f"no finding {name!r}", fix=f"there are: {', '.join(f.name for f in self.findings)}")
 
     def scalars(self) -> dict[str, float]:
-        """``split/metric/finding`` and ``split/metric/macro`` -> value, computable ones only: for a tracker."""
+        """``split/metric/finding`` and ``split/metric/macro`` -> value, computable ones only: for a tracker.
+
+        Those of another study begin with its name, so that they stand beside the run's own.
+        """
+        first = f"{self.origin.study}/" if self.origin.study else ""
         rows = {f.name: f.metrics for f in self.findings} | {"macro": self.macro}
         return {
-            f"{self.split}/{metric}/{name}": m.value
+            f"{first}{self.split}/{metric}/{name}": m.value
             for name, row in rows.items()
             for metric, m in row.items()
             if m.value is not None
@@ -87,6 +115,10 @@ class Report:
         return {
             "schema": 1,
             "split": self.split,
+            "study": self.origin.study,
+            "checkpoint": self.origin.checkpoint,
+            "rule": self.rule if isinstance(self.rule, str) else dict(self.rule),
+            "delivery": {name: dict(counts) for name, counts in self.origin.delivery.items()},
             "n": len(self.predictions),
             "n_groups": len(np.unique(self.predictions.group_id)),
             "intervals": {"kind": "percentile 95 %", "resampled": "groups", "n": self.n_resamples, "seed": self.seed},
@@ -135,6 +167,7 @@ def evaluate(
     n: int = 1000,
     seed: int = 0,
     refused: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """The report of one split.
 
@@ -161,7 +194,8 @@ def evaluate(
         refused=dict(refused or {}),
     )
     single = len(scores_SNF) == 1 and len(np.unique(base.fold)) == 1
-    report = Report(split, base if single else predictions, [], result.macro, result.covered, n, seed)
+    report = Report(split, base if single else predictions, [], result.macro, result.covered, n, seed, rule=rule)
+    report.origin = origin or Origin()
     for f, name in enumerate(base.names):
         known = (base.targets[:, f] == 0) | (base.targets[:, f] == 1)
         positive = base.targets[:, f] == 1
@@ -248,11 +282,16 @@ def _choose(name: str, validation: Predictions, rule: str) -> OperatingPoint:
 
 
 def _warnings(report: Report) -> list[str]:
-    out = []
+    out = [*report.origin.notes]
+    for name, counts in report.origin.delivery.items():
+        if missing := sum(counts["missing"].values()):
+            kinds = ", ".join(f"{n} {reason}" for reason, n in counts["missing"].items())
+            lost = "they are not judged" if name == report.name else "thresholds were chosen without them"
+            out.append(f"{missing} of {counts['expected']} rows of {name} could not be read ({kinds}): {lost}.")
     if report.left_out:
         names = "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
         out.append(f"Not computable, {len(report.left_out)} of {len(report.findings)} findings: {names}.")
-    if is_validation(report.split) and any(f.point for f in report.findings):
+    if is_validation(report.split) and not report.origin.study and any(f.point for f in report.findings):
         out.append(
             "Thresholds were chosen on these very validation rows: sensitivity and specificity below are optimistic. "
             "The test split gives fair ones."

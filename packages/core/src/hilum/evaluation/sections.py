@@ -6,7 +6,7 @@ import math
 
 from hilum.core.types import Metric
 from hilum.evaluation.comparison import Comparison, Row
-from hilum.evaluation.content import ReportContent
+from hilum.evaluation.content import ReportContent, SplitColumn
 from hilum.evaluation.figures import interval_strip, pr_figure, reliability_figure, roc_figure
 from hilum.evaluation.intervals import METRICS, MIN_GROUPS
 from hilum.evaluation.markup import (
@@ -41,12 +41,17 @@ def flow(c: ReportContent) -> str:
     if c.splits:
         ends = "".join(
             f'<div class="box{" judged" if s.name == c.split else ""}"><div>{text(s.name)}</div><b>{s.images:,}</b>'
-            f"<small>{text(plural(c.image))}, {count(s.groups, c.group)}</small></div>"
+            f"<small>{text(plural(c.image))}, {count(s.groups, c.group)}{_unjudged(s)}</small></div>"
             for s in c.splits
         )
         parts.append(f'<div class="ends">{ends}</div>')
     words = "From the top down, every file that was found ends in exactly one place. To the right, what left and why."
     return how_to_read(words) + f'<div class="flow">{"".join(parts)}</div>'
+
+
+def _unjudged(s: SplitColumn) -> str:
+    reasons = ", ".join(f"{n:,} {text(reason)}" for reason, n in s.left.items())
+    return f"<br>{s.judged:,} judged, not: {reasons}" if s.judged is not None and reasons else ""
 
 
 def splits(c: ReportContent) -> str:
@@ -67,9 +72,11 @@ def splits(c: ReportContent) -> str:
         rows.append(row(text(f.name), *cells))
     words = (
         f"Each {text(c.group)} stands in one split only, with all its {images}. The model learned from <i>train</i>; "
-        f"the checkpoint and the thresholds were chosen on <i>val</i>; this page is about <i>{text(c.split)}</i>. By "
-        f"finding: positive {images}, their share, and the {groups} they come from."
+        f"the checkpoint and the thresholds were chosen on <i>val</i>; this page is about <i>{text(c.split)}</i>."
+        if any(s.name == "train" for s in c.splits)
+        else f"This page is about {images} of another study than the one the model was trained and selected on."
     )
+    words += f" By finding: positive {images}, their share, and the {groups} they come from."
     return how_to_read(words) + table(["", *(text(s.name) for s in c.splits)], rows, css="narrow")
 
 

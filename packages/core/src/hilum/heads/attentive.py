@@ -26,6 +26,8 @@ class AttentiveHead(Head):
         self, dim: int, names: Sequence[str], task: str = "multilabel", *, heads: int = 8, init_std: float = 0.02
     ) -> None:
         super().__init__()
+        if heads < 1 or init_std < 0:
+            raise HilumError(f"an attentive head cannot have {heads} heads and init_std {init_std}", where="head")
         if dim % heads:
             raise HilumError(f"{heads} heads do not divide the width {dim}", fix="set the head's heads to a divisor")
         self.names, self.task, self.heads = check_task(task, names), task, heads

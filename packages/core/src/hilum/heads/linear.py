@@ -53,6 +53,12 @@ class LinearHead(Head):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        if init_std < 0 or not 0 <= dropout < 1:
+            raise HilumError(
+                f"a linear head cannot have init_std {init_std} and dropout {dropout}",
+                where="head",
+                fix="init_std of at least 0, dropout in [0, 1)",
+            )
         self.names, self.task = check_task(task, names), task
         self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6) if batch_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hilum.core.errors import HilumError, Unsupported, nearest
 from hilum.core.objective import Objective, Parts
 from hilum.core.types import Batch, EncoderSpec, Progress, StepOutput, ViewSpec
+from hilum.objectives.merging import merged
 from hilum.parts.losses import feature_mse
 from hilum.parts.masking import Masking, block_mask, keep_count, random_masking
 from hilum.parts.normalise import denormalise
@@ -47,13 +48,15 @@ class Masked(Objective):
         decoder_width: int = 512,
         decoder_heads: int = 16,
     ) -> None:
-        super().__init__()
+        super().__init__(parts)
         if mask not in MASKS or target != "pixels":
             raise HilumError(
                 f"masked autoencoding knows no mask {mask!r} with target {target!r}",
                 where="objective",
                 fix=nearest(mask, MASKS) or "mask: random or block; target: pixels",
             )
+        if min(decoder_depth, decoder_width, decoder_heads) < 1:
+            raise HilumError("a decoder has at least one block, channel and head", where="objective")
         self.encoder: nn.Module = parts.encoder
         spec: EncoderSpec = self.encoder.spec  # type: ignore[assignment]
         if "keep" not in spec.supports or spec.patch is None:
@@ -70,6 +73,10 @@ class Masked(Objective):
         self.kind, self.mask, self.norm_target = spec.kind, mask, norm_target
         self.patches = math.prod(self.grid)
         self.kept = keep_count(self.patches, ratio)
+        if self.kept == self.patches:
+            raise HilumError(
+                f"mask ratio {ratio} hides none of {self.patches} patches", where="objective.ratio", fix="raise it"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(parts.seed)
             geometry: tuple[Any, ...] = (spec.embed_dim, self.grid, self.patch, spec.in_channels)
@@ -117,7 +124,7 @@ class Masked(Objective):
         return patches
 
     def exported(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder}
+        return merged(self.adapters, encoder=self.encoder)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from hilum.core.encoder import refuse
 from hilum.core.errors import HilumError
 from hilum.core.objective import Objective, Parts
 from hilum.core.types import Batch, EncoderSpec, Progress, StepOutput, Term, ViewSpec
+from hilum.objectives.merging import merged
 from hilum.parts.patchify import patch_grid
 from hilum.parts.rng import pixel_noise
 from hilum.parts.targets import pixel_targets
@@ -28,14 +29,23 @@ class SimMIM(Objective):
     """
 
     def __init__(self, parts: Parts, *, ratio: float = 0.6, unit: int = 2) -> None:
-        super().__init__()
+        super().__init__(parts)
+        if not 0 < ratio < 1 or unit < 1:
+            raise HilumError(
+                f"SimMIM cannot hide {ratio} of units of {unit} patches",
+                where="objective",
+                fix="0 < ratio < 1 and unit of at least 1",
+            )
         self.encoder = parts.encoder
         spec: EncoderSpec = self.encoder.spec  # type: ignore[assignment]
         refuse(self.encoder, fill=True)
         self.view = next(iter(parts.encoders))
-        assert spec.patch is not None
+        size = parts.views.get(self.view, {}).get("size")
+        if spec.patch is None or not isinstance(size, int):
+            raise HilumError(
+                "SimMIM needs an encoder of patches and square images", where="objective", fix="views.NAME.size: 224"
+            )
         self.patch, self.unit, self.kind = spec.patch, unit, spec.kind
-        size = int(parts.views[self.view]["size"])
         self.grid = patch_grid([size] * len(self.patch), self.patch)
         if any(side % unit for side in self.grid):
             raise HilumError(
@@ -43,6 +53,12 @@ class SimMIM(Objective):
             )
         self.units = torch.Size([side // unit for side in self.grid]).numel()
         self.hidden = round(ratio * self.units)
+        if not 0 < self.hidden < self.units:
+            raise HilumError(
+                f"a ratio of {ratio} hides {self.hidden} of {self.units} units",
+                where="objective.ratio",
+                fix="hide some units, not all",
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(parts.seed)
             self.predictor = nn.Linear(spec.embed_dim, spec.in_channels * torch.Size(self.patch).numel())
@@ -78,7 +94,7 @@ class SimMIM(Objective):
         return StepOutput({"reconstruction": Term((error_BN * mask_BN).sum(), mask_BN.sum())})
 
     def exported(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder}
+        return merged(self.adapters, encoder=self.encoder)
 
     def _images(self, batch: Batch) -> Tensor:
         images: Any = batch.views[self.view]

@@ -6,17 +6,16 @@ L = mean over known entries of -w_c y log s(z) - (1 - y) log(1 - s(z)), w_c = (N
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from hilum.core.adapter import Adapter
 from hilum.core.errors import ContractError, HilumError, nearest
 from hilum.core.objective import Objective, Parts
 from hilum.core.types import Batch, EncoderSpec, Features, Prediction, StepOutput, Term, ViewSpec
 from hilum.objectives.label_weights import positive_weights
+from hilum.objectives.merging import merged
 from hilum.parts.losses import binary_cross_entropy, cross_entropy
 
 TASKS = ("multilabel", "multiclass", "binary")
@@ -42,15 +41,20 @@ class Supervised(Objective):
         label_smoothing: float = 0.0,
         frozen: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(parts)
         if task not in TASKS:
             raise HilumError(
                 f"unknown task {task!r}", where="task", fix=nearest(task, TASKS) or "one of " + " ".join(TASKS)
             )
+        if not 0 <= label_smoothing < 1:
+            raise HilumError(
+                f"label_smoothing must be in [0, 1), got {label_smoothing}",
+                where="objective.label_smoothing",
+                fix="0.1",
+            )
         if parts.head is None or parts.labels is None:
             raise ContractError("supervised learning lacks parts", ["a head", "labels"], where="recipe")
         self.encoder, self.head, self.labels = parts.encoder, parts.head, parts.labels
-        self.adapters = nn.ModuleDict(parts.adapters)
         self.view, self.task, self.label_smoothing = next(iter(parts.encoders)), task, label_smoothing
         self.frozen, self.eval_encoder = frozen and not parts.adapters, frozen or bool(parts.adapters)
         if self.frozen:
@@ -100,17 +104,7 @@ class Supervised(Objective):
         return features
 
     def exported(self) -> dict[str, nn.Module]:
-        """ "encoder" (adapters that can be merged are, in a copy), "head", and adapters that cannot be by name."""
-        encoder, adapters = self.encoder, dict(self.adapters.items())
-        if adapters:
-            encoder, adapters = copy.deepcopy((encoder, adapters))
-        rest = {}
-        for name, adapter in adapters.items():
-            if isinstance(adapter, Adapter) and type(adapter).merge is not Adapter.merge:
-                adapter.merge()
-            else:
-                rest[name] = adapter
-        return {"encoder": encoder, "head": self.head, **rest}
+        return merged(self.adapters, encoder=self.encoder, head=self.head)
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Targets and what counts of them: (B, F) for findings, (B,) indices for classes."""

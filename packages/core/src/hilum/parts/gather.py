@@ -61,6 +61,23 @@ def all_names(names: Iterable[str]) -> list[str]:
     return sorted({name for own in told for name in own})
 
 
+def of_first_rank(value: Any) -> Any:
+    """Rank 0's value on every rank; anything that pickles between processes of one run."""
+    if world() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+@torch.no_grad()
+def take_first_ranks_buffers(module: torch.nn.Module) -> None:
+    """Batch statistics and the like become rank 0's on every rank, so that all judge, and choose, the same network."""
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def all_gather_with_grad(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, (sum of B, ...); ranks may hold different B.
 

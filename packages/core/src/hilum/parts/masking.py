@@ -49,14 +49,6 @@ def random_masking(noise_BN: Tensor, keep: int) -> Masking:
     return Masking(ids_shuffle[:, :keep], ids_restore, (ids_restore >= keep).to(torch.float32))
 
 
-def masking_of(removed_BN: Tensor) -> Masking:
-    """The :class:`Masking` of a given mask (true = removed); every row must remove equally many."""
-    counts = removed_BN.bool().sum(1)
-    if (counts != counts[0]).any():
-        raise HilumError(f"masks of one batch remove different numbers of tokens: {sorted(set(counts.tolist()))}")
-    return random_masking(removed_BN.bool().to(torch.uint8), removed_BN.shape[1] - int(counts[0]))
-
-
 def block_mask(
     stream: Stream,
     grid: Sequence[int],

@@ -128,12 +128,6 @@ def _factor(rule_lr: Any, lr: float) -> float:
         ) from None
 
 
-def set_lr(optimizer: Optimizer, multiplier: float) -> None:
-    """Every group's learning rate to ``initial_lr * multiplier``."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * multiplier
-
-
 def build_optimizer(
     groups: Iterable[dict[str, Any]],
     name: str = "adamw",

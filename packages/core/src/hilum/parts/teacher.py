@@ -8,6 +8,7 @@ Sources: Tarvainen and Valpola 2017 (mean teacher); He et al. 2020 (MoCo) equati
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -50,6 +51,7 @@ class Teacher(nn.Module):
         # set around nn.Module's registration: a registered child would reach the optimiser and DDP
         object.__setattr__(self, "_students", students)
         object.__setattr__(self, "_copies", copies)
+        self._sha256: str | None = None
         self.train(self.training)
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -58,6 +60,17 @@ class Teacher(nn.Module):
                 f"this teacher has no {name!r}", fix=nearest(name, self._copies) or str(list(self._copies))
             )
         return self._copies[name]
+
+    @property
+    def frozen_sha256(self) -> str | None:
+        """Of a frozen teacher's copies, which no checkpoint holds; None for a moving one."""
+        if self.momentum is None and self._sha256 is None:
+            digest = hashlib.sha256()
+            for name, tensor in _tensors(self._copies):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            self._sha256 = digest.hexdigest()
+        return self._sha256
 
     @torch.no_grad()
     def update(self, progress: Progress | None = None) -> None:
@@ -73,6 +86,7 @@ class Teacher(nn.Module):
         live = dict(_tensors(self._students))
         for name, held in _tensors(self._copies):
             held.copy_(live[name])
+        self._sha256 = None
 
     def train(self, mode: bool = True) -> Teacher:
         super().train(mode)

@@ -96,25 +96,21 @@ def _archive(folder: Path) -> None:
 
 
 def _study(folder: Path) -> None:
+    from hilum.data.ledger import counts_of
     from hilum.data.study import Study
     from hilum.verbs.intake import summary
 
     study = Study(folder)
     index = study.index
-    counts: dict[str, Any] = Counter(index.column("status").to_pylist())
-    reasons = Counter(r for r in index.column("reason").to_pylist() if r)
-    print(
-        summary(
-            {
-                "found": len(index),
-                **{k: counts.get(k, 0) for k in ("indexed", "skipped", "quarantined")},
-                "reasons": reasons,
-            }
-        )
-    )
+    counts = counts_of(index)
+    print(summary(counts))
+    if counts["vanished"]:
+        print(f"vanished         {counts['vanished']} files that were there before")
     rows = study.rows(None)
     groups = {index.column("group_id")[int(r)].as_py() for r in rows}
     print(f"usable images: {len(rows)} of {len(groups)} patients")
+    for why, n in study.left_out().items():
+        print(f"left out         {n} {why}")
     for name in ("modality", "view", "transfer_syntax", "photometric", "bits_stored", "source"):
         if name in study.columns:
             seen = Counter(str(v) for v in (index.column(name)[int(r)].as_py() for r in rows) if v is not None)

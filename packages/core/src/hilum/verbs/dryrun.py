@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from hilum.core.fit import fit
 from hilum.core.loop import Hook, Loop, peak_memory_mib
@@ -14,18 +13,15 @@ from hilum.core.recipe import Recipe
 from hilum.core.types import BadSample, Batch, Request, SampleKey
 from hilum.data.collate import collate
 from hilum.verbs.hooks import Validation, duration
+from hilum.verbs.run_data import REHEARSED, Data, largest_rows
 
 
-def largest(data: Any, split: str, n: int) -> Batch:
+def largest(data: Data, split: str, n: int) -> Batch:
     """A batch of the ``n`` images of a split with most pixels, as they lie in the cache."""
     source = data.sources[split]
-    area = (
-        np.asarray(data.study.column("rows"), float)[source.rows]
-        * np.asarray(data.study.column("columns"), float)[source.rows]
-    )
     samples: list[Any] = []
-    for at in np.argsort(-area, kind="stable")[:n]:
-        row, sample_id = int(source.rows[at]), source.sample_ids[at]
+    for row in largest_rows(data.study, source.rows, n).tolist():
+        sample_id = source.sample_id(row)
         try:
             samples.append(source[Request(row, SampleKey.of(0, 0, sample_id))])
         except Exception as error:
@@ -64,6 +60,11 @@ class Largest:
 
     def check_account(self, *, epoch: int, final: bool) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
 
 class Times(Hook):
     """When each step ended."""
@@ -75,13 +76,26 @@ class Times(Hook):
         self.at.append(time.perf_counter())
 
 
-def rehearse(loop: Loop, data: Any, recipe: Recipe) -> None:
-    """Print peak memory and the projected time of the run; nothing is written."""
-    steps, times, per_device = loop.settings.total_steps, Times(), int(recipe["batch"]["per_device"])
-    batch = largest(data, "train", per_device)
+class TimedValidation(Validation):
+    """Validation that knows how long it took."""
+
+    seconds = 0.0
+
+    def on_epoch_end(self, loop: Loop) -> Mapping[str, float] | None:
+        began = time.perf_counter()
+        numbers = super().on_epoch_end(loop)
+        self.seconds = time.perf_counter() - began
+        return numbers
+
+
+def rehearse(loop: Loop, data: Data, recipe: Recipe) -> None:
+    """Print peak memory and the projected time of the run; the study is not written to."""
+    steps, times = loop.settings.total_steps, Times()
+    n = min(int(recipe["batch"]["per_device"]), REHEARSED)
+    batch, judged = largest(data, "train", n), largest(data, "val", n)
     loop.feed = Largest(loop.feed, batch)
     loop.settings.total_steps, loop.settings.log_every = Largest.steps_per_epoch, 1
-    validation = Validation(lambda: [largest(data, "val", per_device)])
+    validation = TimedValidation(lambda: [judged])
     loop.hooks = [times, validation]
     fit(loop, precision=recipe["precision"])
     per_step = times.at[-1] - times.at[-2]
@@ -90,8 +104,23 @@ def rehearse(loop: Loop, data: Any, recipe: Recipe) -> None:
         for k, v in loop.history[-1].items()
         if k.startswith("train/") and k not in ("train/lr", "train/gradient_norm")
     }
+    epochs = recipe["schedule"]["epochs"]
+    passes = math.ceil(epochs / recipe["engine"]["validate_epochs"])
+    parts = {
+        f"{steps} steps ({epochs} epochs)": per_step * steps,
+        f"{passes} validations": validation.seconds / max(judged.size, 1) * len(data.rows["val"]) * passes,
+    }
+    if data.rehearsal is not None:
+        parts[f"reading {data.rehearsal.missing} images once"] = (
+            data.rehearsal.seconds_per_image * data.rehearsal.missing
+        )
+        data.rehearsal.folder.cleanup()
     print(f"largest batch:   {batch.size} images, {loop.settings.accumulate} micro-batches a step")
     print(f"training step:   {1000 * per_step:.0f} ms, " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
     print(f"validation step: loss {validation.last.get('val/loss', float('nan')):.4f}")
     print(f"peak memory:     {peak_memory_mib():.0f} MiB")
-    print(f"projected time:  {duration(per_step * steps)} for {steps} steps ({recipe['schedule']['epochs']} epochs)")
+    print(
+        f"projected time:  {duration(sum(parts.values()))}: "
+        + ", ".join(f"{k} {duration(v)}" for k, v in parts.items())
+    )
+    print("left out:        waiting for data, probes, checkpoints, exports")

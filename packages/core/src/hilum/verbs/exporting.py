@@ -44,11 +44,13 @@ def export(
     out: Path,
     checkpoint: str = "best",
     data: Path | None = None,
+    without_real_samples: bool = False,
 ) -> ExportResult:
     """Write a run's model with its preprocessing and a model card into a new folder, and check it there.
 
     The export is read back and compared with the trained model on 8 validation images of the run's study (compared in
-    memory, never shipped) and 8 random ones (shipped with their expected outputs). What disagrees is not written.
+    memory, never shipped) and 8 random ones (shipped with their expected outputs). What disagrees is not written, and
+    neither is a graph that could not be compared on 8 real images.
 
     Args:
         run: folder of a run
@@ -56,13 +58,14 @@ def export(
         out: folder to write; it must not hold anything yet
         checkpoint: best or last
         data: the run's study, where it is no longer at the place the run remembers
+        without_real_samples: write the graph although fewer than 8 real images could be compared; its card says so
     """
     import torch
 
     from hilum.core.checkpoint import write_json
     from hilum.core.objective import Objective
     from hilum.verbs import deployed, model_card
-    from hilum.verbs.export_samples import compare, random_examples, real_examples, write_samples
+    from hilum.verbs.export_samples import EACH, compare, random_examples, real_examples, write_samples
     from hilum.verbs.loading import load_model
 
     if to not in TOLERANCE:
@@ -76,10 +79,24 @@ def export(
         )  # fmt: skip
     whole = deployed.Deployed.of(model)
     real, notes = real_examples(model, whole, data=data, graph=to == "onnx")
+    if len(real) < EACH and to == "onnx":
+        if not without_real_samples:
+            raise HilumError(
+                f"a graph is checked on {EACH} real images and {len(real)} could be compared: {' '.join(notes)}",
+                where=str(data if data is not None else model.study_path),
+                fix="--data STUDY names the run's study; --without-real-samples writes the graph all the same",
+            )
+        notes.append(
+            f"Written with --without-real-samples: agreement was shown on {len(real)} real images, not {EACH}."
+        )
     examples = [*real, *random_examples(whole)]
     with _staged(out) as folder, torch.no_grad():
         score = _write_onnx(model, whole, folder) if to == "onnx" else _write_safetensors(model, folder)
-        parity = {"to": to, **compare(examples, score, tolerance=TOLERANCE[to], notes=notes, where=str(out))}
+        parity = {
+            "to": to,
+            "without_real_samples": to == "onnx" and len(real) < EACH,
+            **compare(examples, score, tolerance=TOLERANCE[to], notes=notes, where=str(out)),
+        }
         write_json(folder / "parity.json", parity)
         write_samples(folder / "samples.safetensors", [e for e in examples if e.kind == "random"])
         card = model_card.model_card(model, whole.preprocessing, to=to, parity=parity)

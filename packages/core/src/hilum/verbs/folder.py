@@ -41,6 +41,11 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return parse_recipe(self.config.read_text(encoding="utf-8"), origin=f"{self.path.name}/config.yaml")
 
+    def study_of(self, recipe: Recipe) -> Path:
+        """The study the run was trained on; it may be gone. A relative path counts from the run's folder."""
+        told = Path(recipe.get("run", {}).get("study", "."))
+        return told if told.is_absolute() else (self.path / told).resolve()
+
     @property
     def facts(self) -> dict[str, Any]:
         """``run.json``: label names, row counts, MLflow ids, digests."""

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hilum.core.contracts import check_probe
 from hilum.core.loop import Hook, Loop
 from hilum.core.objective import Objective
-from hilum.core.types import Batch, Prediction
+from hilum.core.registry import registry
+from hilum.core.types import Batch, Prediction, Probe
 from hilum.parts.gather import rank
 from hilum.verbs.inference import predict_batches
 
@@ -166,7 +168,7 @@ class Exports(Hook):
 
 
 class Probes(Hook):
-    """Linear and kNN AUROC and RankMe of the encoder's pooled feature, every n epochs (recipe section ``probes``)."""
+    """What registered probes say of the encoder's pooled feature, every n epochs (recipe section ``probes``)."""
 
     def __init__(
         self,
@@ -177,29 +179,33 @@ class Probes(Hook):
         tracker: Any = None,
     ) -> None:
         self.schedule, self.train, self.val, self.tracker = dict(schedule), train, val, tracker
+        for name in self.schedule:  # a wrong name, or a class that is no probe, ends a run before its first epoch
+            self.build(name)
+
+    @staticmethod
+    def build(name: str) -> Probe:
+        """A fresh probe of a registered name."""
+        probe: Probe = registry.build("probe", name)
+        check_probe(probe, where=f"probes.{name}")
+        return probe
 
     def on_epoch_end(self, loop: Loop) -> Mapping[str, float] | None:
-        from hilum.evaluation import probes
-
         epoch, last = loop.position.epoch + 1, loop.position.epoch + 1 >= loop.settings.total_epochs
-        due = {name for name, every in self.schedule.items() if every and (epoch % every == 0 or last)}
-        if not due:
-            return None
-        encoder = loop.objective.exported().get("encoder")
+        due = [name for name, every in self.schedule.items() if every and (epoch % every == 0 or last)]
+        encoder = loop.objective.exported().get("encoder") if due else None
         if encoder is None:
             return None
         x, y, groups = embed(encoder, self.train(), loop)
+        probes = {name: self.build(name) for name in due}
+        labelled = y is not None and any(probe.labelled for probe in probes.values())
+        judged = embed(encoder, self.val(), loop) if labelled else None
         numbers: dict[str, float] = {}
-        if "rankme" in due:
-            numbers["probe/rankme"] = float(probes.rankme(x))
-        if y is not None and due & {"linear", "knn"}:
-            x_val, y_val, groups_val = embed(encoder, self.val(), loop)
-            for name, kind in (("linear", probes.LinearProbe), ("knn", probes.KNNProbe)):
-                if name in due and y_val is not None and len(x_val):
-                    value = kind().fit(x, y, groups).score(x_val, y_val, groups_val)
-                    macro = value.macro["auroc"].value
-                    if macro is not None:
-                        numbers[f"probe/{name}_auroc_macro"] = macro
+        for name, probe in probes.items():
+            rows = judged if probe.labelled else (x, None, groups)
+            if rows is None or not len(rows[0]) or (probe.labelled and rows[1] is None):
+                continue
+            told = probe.summary(probe.fit(x, y if probe.labelled else None, groups).score(*rows))
+            numbers |= {f"probe/{name}_{key}".rstrip("_"): float(value) for key, value in told.items()}
         if self.tracker is not None:
             self.tracker.log_metrics(numbers, step=loop.position.step)
         return numbers

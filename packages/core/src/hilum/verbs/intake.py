@@ -7,6 +7,7 @@ from typing import Any
 
 from hilum.core.errors import HilumError
 from hilum.core.registry import registry
+from hilum.data.findings import Labels
 
 
 def index(
@@ -34,7 +35,8 @@ def index(
         labels: CSV or Parquet with one row a file, image, study or patient
         join: how label rows find images: path, sop_instance_uid, study_instance_uid, accession or patient_id
         group: column of the labels table that holds the patient, for files whose header does not say
-        finding: columns of the labels table that are findings (default: every column that reads as 1, 0, -1 or blank)
+        finding: columns of the labels table that are findings, or the one column of classes (default: every column that
+            reads as 1, 0, -1 or blank; else the text column called class, label or diagnosis)
         dataset: a known public layout instead of --labels, e.g. medical/nih-cxr14
         reports: CSV or Parquet with reports (kept in STUDY/private only)
         id_key: file with the 32-byte key that patient identifiers are hashed with
@@ -66,8 +68,20 @@ def index(
         max_unmatched=max_unmatched,
     )
     print(summary(result.counts))
+    if result.kinds is not None:
+        print(label_columns(result.kinds))
     print(f"study: {result.study}")
     return result
+
+
+def label_columns(kinds: Labels) -> str:
+    """Which columns of the table became labels and which did not; names only."""
+    taken = f"findings: {', '.join(kinds.findings)}" if kinds.findings else "findings: none"
+    if kinds.classes is not None:
+        taken = f"classes: column {kinds.classes!r}, {len(kinds.columns['class'].drop_null().unique())} of them"
+    if not kinds.ignored:
+        return taken
+    return f"{taken}\nignored columns: {', '.join(kinds.ignored)} (--finding NAME takes one of them)"
 
 
 def summary(counts: dict[str, Any]) -> str:

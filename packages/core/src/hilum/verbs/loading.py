@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hilum.core.adapter import state_sha256
-from hilum.core.checkpoint import load_checkpoint
+from hilum.core.checkpoint import load_checkpoint, stands
 from hilum.core.errors import HilumError
 from hilum.core.objective import Objective
 from hilum.core.recipe import Recipe
@@ -42,9 +42,18 @@ class LoadedModel:
 
     @property
     def study_path(self) -> Path:
-        """The study the run was trained on; it may be gone. A relative path counts from the run's folder."""
-        told = Path(self.recipe.get("run", {}).get("study", "."))
-        return told if told.is_absolute() else (self.folder / told).resolve()
+        """See :meth:`RunFolder.study_of`."""
+        return RunFolder(self.folder).study_of(self.recipe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and batches go."""
+        return next((p.device for p in self.objective.parameters()), torch.device("cpu"))
+
+
+def inference_device() -> torch.device:
+    """Where a trained model runs: a GPU where training would take one. Numbers stay float32 there."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(run: Path, *, checkpoint: str = "best", device: str | torch.device = "cpu") -> LoadedModel:
@@ -100,8 +109,7 @@ def _take_average(objective: Objective, average: Mapping[str, Tensor]) -> None:
 
 def _checkpoint(folder: RunFolder, name: str) -> Path:
     path = folder.checkpoint(name)
-    places = (path, *(path.with_name(f"{prefix}-{path.name}") for prefix in ("incoming", "previous")))
-    if any(place.is_file() for place in places):
+    if stands(path):
         return path
     prefixes = ("incoming-", "previous-")
     known = sorted(p.stem for p in path.parent.glob("*.ckpt") if not p.name.startswith(prefixes))

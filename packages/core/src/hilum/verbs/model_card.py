@@ -10,6 +10,7 @@ from typing import Any
 
 from hilum.verbs.deployed import Preprocessing
 from hilum.verbs.loading import LoadedModel
+from hilum.verbs.tracked import CODE_LICENCE, NO_LICENCE
 
 LIMITS = "Research use only; not a medical device."
 NON_COMMERCIAL = re.compile(r"non[\s_-]?commercial|\bnc\b", re.IGNORECASE)
@@ -30,6 +31,11 @@ def licences(model: LoadedModel) -> list[tuple[str, str, str]]:
             licence, source = (str(card.get(key) or getattr(spec, key)) for key in ("licence", "source"))
             rows.append((name, licence, source))
     return rows
+
+
+def _data_licence(model: LoadedModel) -> str:
+    """As the run noted it with its weights."""
+    return str(_json(model.folder / "exported" / "encoder.json").get("data_licence") or NO_LICENCE)
 
 
 def non_commercial(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -230,9 +236,9 @@ def _licences(model: LoadedModel) -> list[str]:
         "",
         "| what | licence | source |",
         "| --- | --- | --- |",
-        _row("code (hilum)", "Apache-2.0", ""),
+        _row("code (hilum)", CODE_LICENCE, ""),
         *(_row(f"start of {name}", licence, source) for name, licence, source in rows),
-        _row("training data", "not recorded: whoever passes this model on must know", ""),
+        _row("training data", _data_licence(model), ""),
         *(["", *warning] if warning else []),
     ]
 

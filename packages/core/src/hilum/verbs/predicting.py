@@ -30,16 +30,15 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
         workers: reading processes
     """
     RunFolder.open(run)  # before anything heavy is imported
-    import torch
-
     from hilum.core.checkpoint import write_atomically
     from hilum.data.index import index_archive
     from hilum.data.study import Study
     from hilum.data.where import select
-    from hilum.verbs.evaluating import Opened
-    from hilum.verbs.loading import load_model
+    from hilum.verbs.inference import predict_batches
+    from hilum.verbs.loading import inference_device, load_model
+    from hilum.verbs.opening import Opened
 
-    model = load_model(run, checkpoint=checkpoint)
+    model = load_model(run, checkpoint=checkpoint, device=inference_device())
     root = Path(root)
     if not root.exists():
         raise HilumError(f"there is nothing at {root}", fix="give a folder of images")
@@ -65,15 +64,13 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
             from hilum.verbs.assembly import open_rows
 
             opened = Opened(model, open_rows(model.recipe, study, {"all": rows}, labelled=False))
-            with torch.no_grad():
-                for batch in opened.loader("all"):
-                    failures.update({b.sample_id: b.reason for b in batch.bad})
-                    if batch.size:
-                        ready = opened.feed.augment(batch, train=False)
-                        prediction = model.objective.predict(ready)
-                        names = prediction.names or names
-                        for meta, row in zip(ready.meta, prediction.scores.float().tolist(), strict=True):
-                            scores[meta.sample_id] = row
+            for batch, prediction in predict_batches(
+                model.objective, opened.loader("all"), opened.feed, device=model.device
+            ):
+                names = prediction.names or names
+                for meta, row in zip(batch.meta, prediction.scores.float().tolist(), strict=True):
+                    scores[meta.sample_id] = row
+            failures = {b.sample_id: b.reason for account in opened.feed.evaluated for b in account.bad}
         lines = []
         ids = study.index.column("sample_id").to_pylist()
         for i, sample in enumerate(ids):

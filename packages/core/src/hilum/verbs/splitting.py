@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ def split(
     seed: int = 0,
     name: str = "default",
     from_: str | None = None,
-    val_from: list[str] | None = None,
+    val_from: str | None = None,
     stratify: list[str] | None = None,
     group_duplicates: bool = False,
     folds: int = 0,
@@ -32,7 +34,7 @@ def split(
         seed: seed of the draw
         name: name of the split
         from_: take an official split from a table: T.csv:COLUMN (or just COLUMN of the labels table)
-        val_from: draw a validation set from the training patients: --val-from train:0.1
+        val_from: draw a validation set from the training patients: --val-from train:0.1 (or train 0.1)
         stratify: columns to balance by (default: the labels)
         group_duplicates: keep patients that share identical images on one side instead of refusing
         folds: also number the non-test patients into this many folds
@@ -60,14 +62,26 @@ def _table(told: str | None) -> tuple[str, str] | None:
     return (path, column)
 
 
-def _share(told: list[str] | None) -> float | None:
+def _share(told: str | None) -> float | None:
     if not told:
         return None
-    text = told[0].removeprefix("train").lstrip(": ")
     try:
-        return float(text)
+        return float(told.removeprefix("train").lstrip(": "))
     except ValueError:
-        raise HilumError(f"--val-from takes train:SHARE, got {told[0]!r}", fix="--val-from train:0.1") from None
+        raise HilumError(f"--val-from takes train:SHARE, got {told!r}", fix="--val-from train:0.1") from None
+
+
+def _reword(words: Sequence[str]) -> list[str]:
+    """``--val-from train 0.1`` as one word: an option that took several would swallow the study behind it."""
+    told = list(words)
+    for at, pair in enumerate(pairwise(told)):
+        if pair == ("--val-from", "train"):
+            told[at + 1 : at + 3] = [":".join(told[at + 1 : at + 3])]
+            break
+    return told
+
+
+split.reword = _reword  # type: ignore[attr-defined]  # the command line's own words, before they are parsed
 
 
 def render(made: Any) -> str:

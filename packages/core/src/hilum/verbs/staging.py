@@ -11,14 +11,15 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilum.core.errors import HilumError
-from hilum.core.recipe import Recipe, merge
+from hilum.core.recipe import COMPONENTS, NESTED, Recipe, check, merge
 from hilum.verbs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from hilum.encoders.weights import LoadReport
     from hilum.verbs.training import RunResult
 
 OWN_KEYS = ("name", "init", "train", "eval_mode")
@@ -26,45 +27,65 @@ OWN_KEYS = ("name", "init", "train", "eval_mode")
 
 def stage_recipes(recipe: Recipe) -> list[tuple[str, dict[str, Any], Recipe]]:
     """(name, own settings, whole recipe) of each stage; ``tasks`` are stages that start from the previous one."""
-    tasks = not recipe.get("stages")
-    entries = recipe.get("tasks") if tasks else recipe["stages"]
+    list_ = "stages" if recipe.get("stages") else "tasks"
     result = []
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(recipe[list_]):
         own = {k: entry[k] for k in OWN_KEYS if k in entry}
-        own.setdefault("name", f"{'task' if tasks else 'stage'}{number}")
+        own.setdefault("name", f"{list_.removesuffix('s')}{number}")
         own.setdefault("init", "start" if number == 0 else "previous")
+        at = f"{list_}.{number}."
+        lines = {k.removeprefix(at): line for k, line in recipe.lines.items() if k.startswith(at)}
         base = {k: v for k, v in recipe.data.items() if k not in ("stages", "tasks")}
-        result.append(
-            (
-                str(own["name"]),
-                own,
-                Recipe(merge(base, {k: v for k, v in entry.items() if k not in OWN_KEYS}), recipe.origin),
-            )
-        )
+        changes = {k: v for k, v in entry.items() if k not in OWN_KEYS}
+        whole = Recipe(_changed(base, changes), recipe.origin, {**recipe.lines, **lines}, recipe.settings - set(lines))
+        check(whole)  # what a stage changes may not fit what it keeps
+        result.append((str(own["name"]), own, whole))
     names = [name for name, _, _ in result]
     if len(set(names)) != len(names):
-        raise HilumError("two stages have the same name", where=recipe.where("stages"))
+        raise HilumError("two stages have the same name", where=recipe.where(list_))
     return result
+
+
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` laid on ``base``; a component of another name does not inherit the options of the one it replaces."""
+    kept = dict(base)
+    for key in COMPONENTS:
+        if changes.get(key, {}).get("name", base.get(key, {}).get("name")) != base.get(key, {}).get("name"):
+            kept.pop(key, None)
+    for key in NESTED:
+        if key in kept and key in changes:
+            others = {
+                n for n, c in changes[key].items() if c.get("name") not in (None, kept[key].get(n, {}).get("name"))
+            }
+            kept[key] = {n: c for n, c in kept[key].items() if n not in others}
+    return merge(kept, changes)
 
 
 def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool, track: bool, quiet: bool) -> RunResult:
     """Run what is not finished; the last stage's exports become the run's."""
     from hilum.verbs.training import RunResult, run_one
 
+    stages = stage_recipes(recipe)
+    if resuming and recipe["schedule"] != folder.recipe["schedule"]:
+        raise HilumError(
+            "a run with stages cannot be extended: each stage has its own epochs, kept in its own folder",
+            where=str(folder.path),
+            fix="resume without --epochs; to train longer, start a run with more epochs in its last stage",
+        )
     if not resuming:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(recipe)
     tasks = bool(recipe.get("tasks"))
     done: dict[str, RunFolder] = {}
     result = None
-    for number, (name, own, whole) in enumerate(stage_recipes(recipe)):
+    for number, (name, own, whole) in enumerate(stages):
         inner = RunFolder(folder.path / "stages" / f"{number}-{name}")
         previous = list(done.values())[-1] if done else None
         done[name] = inner
         if inner.facts.get("finished"):
             continue
         going_on = inner.config.is_file()
-        audit = Audit(own, previous, done)
+        audit = Audit(own, previous, done, quiet=quiet)
         plan = {**whole["run"], "name": inner.path.name}
         chosen = inner.recipe if going_on else whole.with_({"run": plan})
         result = run_one(
@@ -88,8 +109,10 @@ def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool,
 class Audit:
     """Freezes what a stage does not train, and proves afterwards that it did not move."""
 
-    def __init__(self, own: dict[str, Any], previous: RunFolder | None, done: dict[str, RunFolder]) -> None:
-        self.own, self.previous, self.done = own, previous, done
+    def __init__(
+        self, own: dict[str, Any], previous: RunFolder | None, done: dict[str, RunFolder], *, quiet: bool = True
+    ) -> None:
+        self.own, self.previous, self.done, self.quiet = own, previous, done, quiet
         self.objective: Any = None
         self.hashes: dict[str, str] = {}
 
@@ -129,9 +152,7 @@ class Audit:
             if self.previous is None:
                 raise HilumError("the first stage has no previous one", where="stages", fix="init: start")
             state = load_checkpoint(self.previous.checkpoint("last"))["objective"]
-            own = objective.state_dict()
-            fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-            objective.load_state_dict(fitting, strict=False)
+            self._tell(load_fitting(objective, state, source=f"the stage in {self.previous.path.name}"))
             return
         source = init
         if init.startswith("stage:"):
@@ -146,7 +167,36 @@ class Audit:
         )  # not exported(): that is a merged copy where adapters are attached
         if encoder is None:
             raise HilumError("this stage's objective has no encoder to start", where="stages")
-        load_weights(encoder, source)
+        self._tell(load_weights(encoder, source))
+
+    def _tell(self, report: Any) -> None:
+        from hilum.verbs.launch import own_rank
+
+        if not self.quiet and not own_rank():
+            print(f"stage {self.own['name']}: {report}")
+
+
+def load_fitting(objective: Any, state: Mapping[str, Any], *, source: str) -> LoadReport:
+    """Fill ``objective`` with the tensors of ``state`` that have its names and shapes; raise where they are too few.
+
+    A head for other findings stays as it is built; how much must fit is what ``--init`` asks of an encoder.
+    """
+    from hilum.encoders.weights import ENOUGH, LoadReport
+
+    own = objective.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing, unexpected = (tuple(k for k in among if k not in fitting) for among in (own, state))
+    report = LoadReport(tuple(fitting), (), missing, unexpected, source)
+    parameters = [name for name, _ in objective.named_parameters()]
+    filled = sum(name in fitting for name in parameters)
+    if filled < ENOUGH * len(parameters):
+        raise HilumError(
+            f"{source} fills only {filled} of this stage's {len(parameters)} parameters\n{report}",
+            where="stages",
+            fix="give both stages the same networks, or this one init: stage:NAME/encoder, a file, or start",
+        )
+    objective.load_state_dict(fitting, strict=False)
+    return report
 
 
 def _freeze_all_but(objective: Any, globs: Sequence[str]) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hilum.core.errors import HilumError
 from hilum.core.recipe import Recipe, load_recipe
 from hilum.verbs.folder import RunFolder
+from hilum.verbs.launch import launched, own_rank
 
 
 @dataclass
@@ -50,7 +53,7 @@ def pretrain(
         set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
         split: name of the split to train and validate on
         fold: leave this fold of the split out (`hilum split --folds K`)
-        init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
+        init: start of the encoder: scratch, a run, a weights file or folder, runs:/RUN_ID, or a hub name
         limit: use only this many images of each part
         dry_run: one training and one validation step on the largest images; prints memory and projected time
         track: log to MLflow
@@ -89,7 +92,7 @@ def finetune(
     Args:
         recipe: a name of `hilum list --kind recipe`, or a YAML file
         data: the study that `hilum index` wrote
-        init: start of the encoder: scratch, a run, a weights file or folder, or a hub name
+        init: start of the encoder: scratch, a run, a weights file or folder, runs:/RUN_ID, or a hub name
         out: folder of the run (default STUDY/runs/RECIPE)
         fraction: share of the training groups whose labels are used (nested: 0.1 is part of 0.25)
         fold: leave this fold of the split out (`hilum split --folds K`)
@@ -164,7 +167,7 @@ def start(
         raise HilumError(f"--fraction must be above 0 and at most 1, got {fraction}")
     study_path = Path(data)
     folder = RunFolder(Path(out) if out else study_path / "runs" / checked.name.replace("/", "-"))
-    if folder.config.is_file() and not dry_run and _rank() == 0:
+    if folder.config.is_file() and not dry_run and own_rank() == 0:
         raise HilumError(
             "this run folder is taken",
             where=str(folder.path),
@@ -179,7 +182,7 @@ def start(
         "name": folder.path.name,
         "hilum": importlib.metadata.version("hilum"),
         **({"init": init} if init else {}),
-        **({"rows": {"limit": limit}} if limit else {}),
+        **({"rows": {"limit": limit}} if limit is not None else {}),
         **({"fold": fold} if fold is not None else {}),
     }
     return train(
@@ -202,10 +205,6 @@ def _foreign(study: Path, run: Path) -> bool:
     return study.resolve() not in run.resolve().parents
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def train(
     recipe: Recipe,
     *,
@@ -222,7 +221,7 @@ def train(
 
     study = Study(study_path)
     with ExitStack() as stack:
-        if _rank() == 0 and not dry_run:
+        if own_rank() == 0 and not dry_run:
             stack.enter_context(folder.lock())
         if recipe.get("stages") or recipe.get("tasks"):
             if dry_run:
@@ -250,12 +249,15 @@ def run_one(
     """One objective on one study. ``before(objective)`` may load states and freeze parameters."""
     import torch
 
+    from hilum.core.checkpoint import load_checkpoint, stands
     from hilum.core.fit import SIGNAL_EXIT, fit
     from hilum.core.loop import Loop
     from hilum.core.objective import Objective
-    from hilum.core.track import Tracker
+    from hilum.tracking.tracker import Tracker
     from hilum.verbs import assembly, hooks
     from hilum.verbs.dryrun import rehearse
+    from hilum.verbs.starts import local_starts
+    from hilum.verbs.tracked import log_end, log_start
 
     plan, stack = recipe["run"], ExitStack()
     devices = _devices(recipe)
@@ -269,6 +271,7 @@ def run_one(
         fold=plan.get("fold"),
         limit=limit,
         need_labels=need_labels,
+        purpose="dry run" if dry_run else "train",
         quiet=quiet,
     )
     facts = data_facts(data)
@@ -278,11 +281,16 @@ def run_one(
     recipe = recipe.with_(
         {"run": {"index_digest": study.digest, "split_digest": data.split_digest, "threads": torch.get_num_threads()}}
     )
-    objective, reports = assembly.build_objective(
-        recipe, data.labels, init=_starts(recipe, plan.get("init"), resuming=resuming)
-    )
+    last = folder.checkpoint("last")
+    saved = load_checkpoint(last) if resuming and stands(last) else None  # a run may end before its first checkpoint
+    # a frozen network is not in the checkpoint: where there is one, the starts are loaded again
+    covered = saved is not None and not saved.get("frozen")
+    starts = _starts(recipe, plan.get("init"), resuming=covered)
+    fetched = stack.enter_context(TemporaryDirectory(prefix="hilum-start-"))
+    starts = local_starts(starts, recipe, study=study.path, into=Path(fetched))
+    objective, reports = assembly.build_objective(recipe, data.labels, init=starts)
     for name, report in reports.items():
-        if report is not None and not quiet and _rank() == 0:
+        if report is not None and not quiet and own_rank() == 0:
             print(f"{name}: {report}")
     if before is not None:
         before(objective)
@@ -303,10 +311,10 @@ def run_one(
     if dry_run:
         rehearse(loop, data, recipe)
         return RunResult(folder.path, "dry run", 0)
-    if resuming and folder.checkpoint("last").exists():
-        loop.restore(folder.checkpoint("last"))
-        _warn_other_machine(loop)
-    if _rank() == 0:
+    if saved is not None:
+        loop.restore(saved)
+        _warn_other_machine(saved)
+    if own_rank() == 0:
         _write_facts(folder, recipe, data, facts)
     tracker = Tracker.open(
         study=study.path,
@@ -314,7 +322,7 @@ def run_one(
         experiment=recipe.name,
         run_name=folder.path.name,
         resumed_from=loop.position.step if resuming else None,
-        enabled=track and _rank() == 0,
+        enabled=track and own_rank() == 0,
     )
     every = int(recipe["engine"]["validate_epochs"])
     loop.hooks += [hooks.Tracking(tracker), hooks.Validation(lambda: feed.loader("val"), every=every, tracker=tracker)]
@@ -329,11 +337,13 @@ def run_one(
         loop.hooks.append(hooks.ProgressLine(folder.path.name))
     began = time.time()
     with stack, tracker:
-        _log_start(tracker, folder, recipe, data)
-        fit(loop, devices=devices, strategy=assembly.strategy_of(recipe, devices), precision=recipe["precision"])
-        if loop.stop_signal is not None:
+        log_start(tracker, recipe, data, objective)
+        nodes = launch.nodes if (launch := launched()) else 1
+        strategy = assembly.strategy_of(recipe, devices)
+        fit(loop, devices=devices // nodes, nodes=nodes, strategy=strategy, precision=recipe["precision"])
+        if loop.stop_reason == "signal":
             tracker.close("KILLED")
-        elif _rank() == 0:
+        elif own_rank() == 0:
             if settings.shard is not None:
                 _export_sharded(folder, recipe, data)
             folder.note(
@@ -343,9 +353,10 @@ def run_one(
                 best=loop.position.best,
                 steps=loop.position.step,
             )
-            tracker.log_artifact(folder.path / "exported", "exported")
-    code = SIGNAL_EXIT.get(loop.stop_signal, 0) if loop.stop_signal is not None else 0  # type: ignore[call-overload]
-    if code and _rank() == 0:
+            log_end(tracker, folder.path / "exported")
+    # a signal after the last step changes nothing: the run is complete
+    code = SIGNAL_EXIT[Signals(loop.stop_signal or 0)] if loop.stop_reason == "signal" else 0
+    if code and own_rank() == 0:
         print(f"\nstopped at step {loop.position.step}, state saved; go on with: hilum resume {folder.path}")
     return RunResult(folder.path, loop.stop_reason, loop.position.step, loop.history, loop.position.best, code)
 
@@ -354,8 +365,8 @@ def _devices(recipe: Recipe) -> int:
     import torch
 
     told = recipe["engine"]["devices"]
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+    if (launch := launched()) is not None:
+        return launch.world
     if told == "auto":
         return max(torch.cuda.device_count(), 1)
     if not isinstance(told, int) or told < 1:
@@ -404,10 +415,9 @@ def _same_data(recipe: Recipe, data: Any, noted: Mapping[str, str], facts: Mappi
             )
 
 
-def _warn_other_machine(loop: Any) -> None:
+def _warn_other_machine(payload: Mapping[str, Any]) -> None:
     import torch
 
-    payload = loop._restored
     here = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     there = (payload.get("threads"), payload.get("capability"))
     if here != there and not torch.cuda.is_available():
@@ -433,8 +443,19 @@ def _write_facts(folder: RunFolder, recipe: Recipe, data: Any, known: Mapping[st
 def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
     from hilum.encoders.exported import save_exported
     from hilum.verbs.assembly import normalisation
+    from hilum.verbs.deltas import save_deltas
+    from hilum.verbs.tracked import data_licence
 
+    provenance = {
+        "index_digest": data.study.digest,
+        "split_digest": data.split_digest,
+        "recipe": recipe.name,
+        "data_licence": data_licence(data.study),
+    }
+    save_deltas(objective, folder.path / "exported", recipe, card=provenance)
     for name, module in objective.exported().items():
+        if name in recipe.get("adapters", {}):  # written as a delta, which names its base
+            continue
         spec = getattr(module, "spec", None)
         config = recipe.get("encoders", {}).get("image" if name == "encoder" else name.removesuffix("_encoder"), {})
         save_exported(
@@ -448,9 +469,7 @@ def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> Non
                 **dict(zip(("mean", "std"), map(list, normalisation(recipe).get("image", ((), ()))), strict=True)),
                 "value_range": [0.0, 1.0],
                 "licence": getattr(spec, "licence", "Apache-2.0"),
-                "index_digest": data.study.digest,
-                "split_digest": data.split_digest,
-                "recipe": recipe.name,
+                **provenance,
             },
         )
 
@@ -460,26 +479,3 @@ def _export_sharded(folder: RunFolder, recipe: Recipe, data: Any) -> None:
     from hilum.verbs.loading import load_model
 
     _export(load_model(folder.path).objective, folder, recipe, data)
-
-
-def _log_start(tracker: Any, folder: RunFolder, recipe: Recipe, data: Any) -> None:
-    tracker.log_params({k: v for k, v in recipe.data.items() if k not in ("run", "where")} | {"where": recipe["where"]})
-    tracker.set_tags(
-        {
-            "hilum.recipe": recipe.name,
-            "hilum.config_sha256": recipe.sha256,
-            "hilum.index_digest": data.study.digest,
-            "hilum.split_digest": data.split_digest,
-            "hilum.seed": str(recipe["seed"]),
-            "hilum.stage": str(recipe.get("verb")),
-            "hilum.fraction": str(recipe["run"].get("fraction", 1.0)),
-        }
-    )
-    tracker.log_text(recipe.to_yaml(), "config/config.yaml")  # as text: paths of a start or study are redacted
-    for name, rows in data.rows.items():
-        tracker.log_dataset(
-            f"{data.study.about.get('name', 'study')}-{name}",
-            digest=data.split_digest[:32],
-            context=name,
-            counts={"images": len(rows)},
-        )

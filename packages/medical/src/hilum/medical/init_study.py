@@ -256,6 +256,7 @@ def _predict(folder: Path, *, fold: int | None, seed: int) -> Any:
         made = score(model, opened, "test")
         path.parent.mkdir(parents=True, exist_ok=True)
         made.write(path)
+        opened.feed.check_evaluated()  # a test set that lost too much is no basis of a comparison
     made = Predictions.read(path)
     made.fold[:] = -1 if fold is None else fold
     made.seed[:] = seed
@@ -305,19 +306,28 @@ def _finish(
 
 
 def table(result: StudyResult) -> str:
-    """Markdown: mean AUROC of every start with its interval, then the paired differences with adjusted p-values."""
+    """Markdown: AUROC of every start, mean over findings first, with its deviation over redraws of patients and its
+    interval; then the paired differences with adjusted p-values."""
+    sd: dict[tuple[str, str], float | None] = {}
+    for told, comparison in result.comparisons.items():
+        a, _, b = told.partition(" against ")
+        for row in (*comparison.rows, comparison.mean):
+            sd |= {(a, row.name): row.sd_a, (b, row.name): row.sd_b}
 
-    def cell(metric: Any) -> str:
-        return (
-            f"n/a ({metric.reason})"
-            if metric.value is None
-            else f"{metric.value:.3f} [{metric.lo:.3f}, {metric.hi:.3f}]"
-        )
+    def cell(metric: Any, deviation: float | None = None) -> str:
+        if metric.value is None:
+            return f"n/a ({metric.reason})"
+        spread = "" if deviation is None else f" ± {deviation:.3f}"
+        return f"{metric.value:.3f}{spread} [{metric.lo:.3f}, {metric.hi:.3f}]"
 
+    mean = next(iter(result.comparisons.values())).mean.name
     findings = [f.name for f in next(iter(result.reports.values())).findings]
-    lines = ["| start | macro AUROC [95 % CI] | " + " | ".join(findings) + " |", "|---" * (len(findings) + 2) + "|"]
+    columns = ["start", "macro AUROC ± SD [95 % CI]", *findings, "learning rates"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, report in result.reports.items():
-        row = [name, cell(report.macro["auroc"]), *(cell(f.metrics["auroc"]) for f in report.findings)]
+        cells = [cell(f.metrics["auroc"], sd.get((name, f.name))) for f in report.findings]
+        rates = ", ".join("recipe's" if r != r else f"{r:g}" for r in dict.fromkeys(result.chosen[name]))
+        row = [name, cell(report.macro["auroc"], sd.get((name, mean))), *cells, rates]
         lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",

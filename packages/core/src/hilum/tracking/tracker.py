@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from hilum.core.errors import HilumError
-from hilum.core.outbox import UPLOAD_WAIT_S, WAIT_S, Action, Outbox, brief, public, refused
-from hilum.core.provenance import environment, flatten, legal_name, plain, redact, refuse_private, sha, surroundings
-from hilum.core.remote_run import Point, RemoteRun
+from hilum.tracking.outbox import UPLOAD_WAIT_S, WAIT_S, Action, Outbox, brief, public, refused
+from hilum.tracking.plots import read_series, training_svg
+from hilum.tracking.provenance import environment, flatten, legal_name, plain, redact, refuse_private, sha, surroundings
+from hilum.tracking.remote_run import Point, RemoteRun
 
 PARAM_CHARS, TAG_CHARS = 6000, 8000  # MLflow cuts longer ones
 
@@ -32,13 +33,18 @@ def _rank() -> int:
     return rank() or (int(launched) if launched.isdigit() else 0)
 
 
-def _mlflow() -> Any:
+def load_mlflow() -> Any:
     """The one import of mlflow; telemetry and unpickling are off unless the environment says otherwise."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     import mlflow.entities
 
     return mlflow
+
+
+def store_uri(study: Path) -> str:
+    """``$MLFLOW_TRACKING_URI``, else the study's own database."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(study / 'mlflow.db').resolve().as_posix()}"
 
 
 class Tracker:
@@ -53,8 +59,8 @@ class Tracker:
         self, *, study: Path, run_dir: Path, experiment: str, run_name: str, hook: Callable[[str], str], flush_s: float
     ) -> None:
         self.study, self.run_dir, self.hook, self.flush_s = study, run_dir, hook, flush_s
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(study / 'mlflow.db').resolve().as_posix()}"
-        self.run = RemoteRun(_mlflow, uri=uri, experiment=self.redact(experiment), name=self.redact(run_name))
+        names = {"experiment": self.redact(experiment), "name": self.redact(run_name)}
+        self.run = RemoteRun(load_mlflow, uri=store_uri(study), **names)
         self.outbox = Outbox(self._connect, retry_s=flush_s)
         self.closed = False
         self._pid = os.getpid()
@@ -238,6 +244,15 @@ class Tracker:
         refuse_private(folder, (self.study, self.run_dir))
         send: Action = lambda client, run_id: client.log_artifacts(run_id, str(folder), "exported")
         self._post("model", send, wait_s=UPLOAD_WAIT_S)
+
+    def log_curves(self) -> None:
+        """Losses and validation numbers over the whole run, from ``logs/metrics.jsonl``, as ``plots/training.svg``."""
+        path = self.run_dir / "logs" / "metrics.jsonl"
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                picture = training_svg(read_series(lines))
+            if picture:
+                self.log_figure_bytes(picture.encode(), "plots/training.svg")
 
     def log_dataset(self, name: str, digest: str, context: str, counts: Mapping[str, int]) -> None:
         """A dataset by name and digest (36 characters; all of it in the source), ``context`` train, val or test."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hilum.core.outbox import LOG, Action, calm
-from hilum.core.provenance import Names, is_dead, process_tags
+from hilum.tracking.outbox import LOG, Action, calm
+from hilum.tracking.provenance import Names, is_dead, process_tags
 
 REQUEST_CHARS = 150_000  # MLflow takes 1 MB a request; a character may need six bytes there
 

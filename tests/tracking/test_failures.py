@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking import artifact, closed_port, fetch, flaky, history, lines
+from mlflow_store import artifact, closed_port, fetch, flaky, history, lines
 
 from hilum.core.errors import HilumError
-from hilum.core.remote_run import RemoteRun
-from hilum.core.track import Tracker
+from hilum.tracking.remote_run import RemoteRun
+from hilum.tracking.tracker import Tracker
 
 # --- status
 

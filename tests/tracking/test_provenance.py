@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilum.core.provenance import Names, flatten, is_dead, legal_name, process_tags, redact, sha
+from hilum.tracking.provenance import Names, flatten, is_dead, legal_name, process_tags, redact, sha
 
 
 def test_the_documented_name_and_names_that_are_legal_already() -> None:

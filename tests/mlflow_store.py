@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hilum.core.track import Tracker
+from hilum.tracking.tracker import Tracker
 
 
 def fetch(tracker: Tracker) -> Any:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from hilum.core.track import Tracker
+from hilum.tracking.tracker import Tracker
 
 KILLED_RUN = """
 import logging, os, signal, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
-from hilum.core.track import Tracker
+from hilum.tracking.tracker import Tracker
 assert "mlflow" not in sys.modules
 study = Path(sys.argv[1])
 tracker = Tracker.open(study=study, run_dir=study / "runs/killed", experiment="killed", run_name="k")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking import artifact, fetch, flaky, history, lines
+from mlflow_store import artifact, fetch, flaky, history, lines
 
 from hilum.core.errors import HilumError
-from hilum.core.provenance import environment, sha
-from hilum.core.track import NullTracker, Tracker
+from hilum.tracking.provenance import environment, sha
+from hilum.tracking.tracker import NullTracker, Tracker
 
 
 def test_parameters_are_whole_and_batched(begin: Any) -> None:

@@ -1,0 +1,79 @@
+"""What a recipe leaves to the machine: every ``auto``, and whether its precision can, and should, be used here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hilum.core.errors import HilumError
+from hilum.core.recipe import Recipe
+from hilum.verbs.launch import own_rank
+
+if TYPE_CHECKING:
+    from hilum.verbs.run_data import Data
+
+BF16_UNITS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu: private, and not in every version
+
+
+def resolve(recipe: Recipe, data: Data, *, devices: int) -> Recipe:
+    """Every ``auto`` replaced by what it stands for here."""
+    from hilum.verbs.run_data import image_statistics
+
+    check_precision(recipe)
+    note_slow_precision(recipe["precision"])
+    changes: dict[str, Any] = {"batch": {}, "engine": {}, "views": {}}
+    size = int(recipe["batch"]["size"])
+    per_device = recipe["batch"]["per_device"]
+    if per_device == "auto":
+        cap = 256 if torch.cuda.is_available() else 64
+        per_device = min(size // max(devices, 1), cap)
+    if size < devices:
+        raise HilumError(
+            f"a batch of {size} cannot be shared by {devices} devices",
+            where=recipe.where("batch.size"),
+            fix=f"--set batch.size={devices}, or fewer engine.devices",
+        )
+    changes["batch"] = {"per_device": per_device}
+    workers = recipe["engine"]["workers"]
+    if workers == "auto":
+        workers = 0 if not torch.cuda.is_available() else min(8, max((os.cpu_count() or 2) - 1, 1))
+    changes["engine"] = {"workers": int(workers), "devices": devices, "strategy": strategy_of(recipe, devices)}
+    for name, view in recipe["views"].items():
+        if view.get("normalise", "none") == "dataset":
+            mean, std = image_statistics(data)
+            changes["views"][name] = {"normalise": [[round(mean, 6)], [round(std, 6)]]}
+    return recipe.with_(changes)
+
+
+def strategy_of(recipe: Recipe, devices: int) -> str:
+    """``single`` on one device, else ``ddp`` or what the recipe says."""
+    told = str(recipe["engine"]["strategy"])
+    return ("ddp" if devices > 1 else "single") if told in ("auto", "single") else told
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Raise where no device here trains in the recipe's precision."""
+    if recipe["precision"] == "16-mixed" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise HilumError(
+            "16-mixed needs a GPU, and this machine shows none",
+            where=recipe.where("precision"),
+            fix="--set precision=32-true, or bf16-mixed",
+        )
+
+
+@cache
+def note_slow_precision(precision: str) -> None:
+    """One line, once, where bfloat16 runs on a processor that has to emulate it (60 times slower than float32)."""
+    if precision != "bf16-mixed" or torch.cuda.is_available() or torch.backends.mps.is_available() or own_rank():
+        return
+    units = [getattr(torch.cpu, name, None) for name in BF16_UNITS]
+    if platform.machine().lower() in ("x86_64", "amd64") and not any(has() for has in units if callable(has)):
+        print(
+            "note: this processor has no bfloat16 units, bf16-mixed will be very slow: --set precision=32-true",
+            file=sys.stderr,
+        )
