@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fake.feeds import Draws, Toy, name_of
+from fake.feeds import Draws, Pictures, Toy, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_on_ranks
@@ -332,6 +332,34 @@ def test_a_resumed_epoch_goes_on_with_its_account(tmp_path: Path) -> None:
     patient._account.delivered -= 1
     with pytest.raises(HilumError, match="asked for 100 samples, 89 came, 10 failed"):
         patient.check_account(epoch=4, final=True)
+
+
+@pytest.mark.integration
+def test_workers_that_augment_give_what_the_device_gives() -> None:
+    from hilum.augment.augmenter import Augmenter
+
+    views, policy = {"image": {"size": 32, "channels": 3}}, {"resized_crop": [0.5, 1.0], "rotate": 10, "noise": 0.02}
+    modules = [
+        module_of(
+            Pictures(12),
+            batch=4,
+            workers=workers,
+            augmenter=Augmenter(views, policy, norm={"image": ((0.4,) * 3, (0.25,) * 3)}),
+            augment_in_workers=workers > 0,
+        )
+        for workers in (0, 1)
+    ]
+    for train in (True, False):
+        seen = []
+        for module in modules:
+            steps = [b for step in module.train_loader(0) for b in step] if train else list(module.loader("val"))
+            seen.append([module.augment(b, train=train) for b in steps])
+        assert len(seen[0]) == len(seen[1]) > 0
+        for here, there in zip(*seen, strict=True):
+            assert here.norm == there.norm and [m.geometry["image"].size for m in there.meta] == [(32, 32)] * there.size
+            assert torch.equal(here.views["image"], there.views["image"])
+    for module in modules:
+        module.close()
 
 
 def test_a_run_does_not_go_on_with_other_samples_than_it_had() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hilum.core.errors import HilumError
-from hilum.core.types import Batch, LabelSpace, Meta, Request, Sample
+from hilum.core.types import Batch, LabelSpace, Meta, Request, Sample, Window
 
 
 def name_of(row: int) -> str:
@@ -75,6 +75,17 @@ class Toy:
         return Sample(
             {"image": torch.full((1, 2, 2), row, dtype=torch.int16)}, {"labels": torch.tensor([float(row % 2)])}, meta
         )
+
+
+class Pictures(Toy):
+    """16-bit pictures of several sizes, as the shard cache gives them."""
+
+    def __getitem__(self, request: Request) -> Sample:
+        row, generator = request.row, torch.Generator().manual_seed(request.row)
+        pixels = torch.randint(500, 3300, (1, 40 + row % 5, 44 + row % 7), generator=generator).to(torch.uint16)
+        about = {"slope": 1.0, "intercept": 0.0, "window": Window(500.0, 3300.0), "stats": {"mean": 1400.0}}
+        meta = Meta(name_of(row), f"group {row // 2}", key=request.key, extra={"image": about})
+        return Sample({"image": pixels}, {"labels": torch.tensor([float(row % 2)])}, meta)
 
 
 class Draws:

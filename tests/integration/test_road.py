@@ -94,9 +94,19 @@ def test_embed_and_predict_agree_with_the_model(findings: Path, study: Path, arc
     assert len(alone) == 1 and alone[0]["score.left"] == rows["p05-0.png"]["score.left"]
 
 
-@pytest.mark.parametrize("after", [1, 5])
-def test_sigterm_saves_and_resume_is_bit_exact(
-    study: Path, recipes: Path, mae: Path, tmp_path: Path, after: int
+@pytest.mark.parametrize(
+    ("after", "kill", "code_told", "sets"),
+    [
+        (1, "os.kill(os.getpid(), signal.SIGTERM)", 143, []),
+        (5, "os.kill(os.getpid(), signal.SIGTERM)", 143, []),
+        # schedulers and terminals signal every process of the group: the data workers and their server, too
+        (5, "os.killpg(0, signal.SIGTERM)", 143, ["engine.workers=1", "engine.augment=workers"]),
+        (5, "os.killpg(0, signal.SIGINT)", 130, ["engine.workers=1"]),
+    ],
+    ids=["first step", "inside an epoch", "the whole group", "Ctrl-C"],
+)
+def test_a_signal_saves_and_resume_is_bit_exact(
+    study: Path, recipes: Path, mae: Path, tmp_path: Path, after: int, kill: str, code_told: int, sets: list[str]
 ) -> None:
     out = tmp_path / "run"
     code = (
@@ -105,13 +115,18 @@ def test_sigterm_saves_and_resume_is_bit_exact(
         "import hilum.verbs.hooks as hooks\n"
         "class Kill(hooks.Tracking):\n"
         "    def on_step(self, loop, logs):\n"
-        f"        if loop.position.step == {after}: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        if loop.position.step == {after}: {kill}\n"
         "hooks.Tracking = Kill\n"
         "from hilum.core.cli import main\n"
-        f"sys.exit(main(['pretrain', {str(recipes / 'mae.yaml')!r}, '--data', {str(study)!r}, '--out', {str(out)!r}, '--no-track']))\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.exit(main(['pretrain', {str(recipes / 'mae.yaml')!r}, '--data', {str(study)!r}, '--out', {str(out)!r}, "
+        f"'--no-track', *{[word for told in sets for word in ('--set', told)]!r}]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 143, done.stderr[-2000:]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, start_new_session=True
+    )
+    assert done.returncode == code_told, done.stderr[-2000:]
+    assert "a data worker ended" not in done.stderr
     assert "hilum resume" in done.stdout
     result = resume(out, track=False)
     assert result.reason == "finished"

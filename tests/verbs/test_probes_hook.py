@@ -20,7 +20,6 @@ from hilum.evaluation.probes import KNNProbe, LinearProbe, rankme
 from hilum.objectives.masked import Masked
 from hilum.verbs.hooks import Probes, embed
 
-
 MASKED = """recipe: test/probed
 verb: pretrain
 views: {image: {size: 32, channels: 1}}

@@ -153,7 +153,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "devices": COUNT_OR_AUTO, "strategy": _one_of("auto", "single", "ddp", "fsdp2"),
         "workers": Key((int, str), 0, choices=("auto",)), "compile": FLAG, "checkpointing": FLAG,
         "max_bad": _number(0, 1), "checkpoint_minutes": POSITIVE, "nan_guard": COUNT_OR_NONE, "deterministic": FLAG,
-        "validate_epochs": COUNT, "log_every": COUNT,
+        "validate_epochs": COUNT, "log_every": COUNT, "augment": _one_of("auto", "device", "workers"),
     },
     "run": {
         "study": TEXT, "split": TEXT, "fraction": SHARE, "fold": COUNT_OR_NONE, "init": TEXT, "index_digest": TEXT,
@@ -187,7 +187,7 @@ DEFAULTS: dict[str, Any] = {
     "engine": {
         "devices": "auto", "strategy": "auto", "workers": "auto", "compile": False, "checkpointing": False,
         "max_bad": 0.01, "checkpoint_minutes": 15, "nan_guard": 5, "deterministic": False, "validate_epochs": 1,
-        "log_every": 10,
+        "log_every": 10, "augment": "auto",
     },
 }  # fmt: skip
 

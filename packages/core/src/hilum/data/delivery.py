@@ -56,6 +56,7 @@ class Fetch:
     sources: Mapping[str, Source]
     augmenter: Augmenting | None = None
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    applies: bool = False  # the worker also applies what it drew: batches are dense, normalised, and have their norm
     condemned: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)  # (source, row): reason, message
     diary: Any = None
 
@@ -63,6 +64,8 @@ class Fetch:
         try:
             main, *others = task.requests
             batch = self._stream(task, main)
+            if self.applies and self.augmenter is not None and batch.size:
+                batch = self.augmenter.apply(batch, train=task.train)
             batch.streams.update({name: self._stream(task, name) for name in others})
             return batch
         except HilumError as error:

@@ -21,6 +21,7 @@ from typing import Any
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Intake, Limits
 from hilum.data.ledger import Rejected
+from hilum.data.processes import fork_server
 
 HEAD = 4096  # bytes an intake sees before it claims a file
 _CHUNK = 8  # files handed to a worker at once
@@ -114,11 +115,8 @@ class Readers:
         self.intakes, self.workers, self.limits, self.headers_only = list(intakes), workers, limits, headers_only
         # A fork server imports what readers need once; a worker that died is back within milliseconds.
         method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-        self.context: Any = mp.get_context(method)
-        if method == "forkserver":
-            self.context.set_forkserver_preload(
-                [__name__, *sorted({type(i).__module__ for i in intakes} - {"__main__"})]
-            )
+        preload = [__name__, *sorted({type(i).__module__ for i in intakes} - {"__main__"})]
+        self.context: Any = fork_server(preload) if method == "forkserver" else mp.get_context(method)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[int, list[IndexRow]]]:
         """(position, rows) of every path exactly once, in the order readers finish."""

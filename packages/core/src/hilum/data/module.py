@@ -157,6 +157,7 @@ class DataModule:
         sample_seconds: float = 300.0,
         max_bad: float = 0.01,
         bad_path: Path | str | None = None,
+        augment_in_workers: bool = False,
     ) -> None:
         lacking = sorted(set(sources) ^ set(plans))
         if lacking:
@@ -164,7 +165,8 @@ class DataModule:
         self.sources, self.plans, self.augmenter = dict(sources), dict(plans), augmenter
         self.workers = auto_workers() if workers == "auto" else workers
         self.max_bad, self.bad_path = max_bad, None if bad_path is None else Path(bad_path)
-        self._fetch = Fetch({**sources, **(streams or {})}, augmenter, dict(tokenizers or {}))
+        applies = augment_in_workers and self.workers > 0
+        self._fetch = Fetch({**sources, **(streams or {})}, augmenter, dict(tokenizers or {}), applies)
         self._options: dict[str, Any] = {
             "prefetch": prefetch,
             "pin_memory": pin_memory,
@@ -230,8 +232,10 @@ class DataModule:
         yield from (self._pump() if pump.busy else pump).run(tasks)
 
     def augment(self, batch: Batch, *, train: bool) -> Batch:
-        """The augmenter on the batch's device, with the parameters drawn by the worker."""
-        return batch if self.augmenter is None or not batch.size else self.augmenter.apply(batch, train=train)
+        """The augmenter on the batch's device, with the parameters drawn by the worker; nothing where the worker
+        applied them already."""
+        done = self.augmenter is None or not batch.size or bool(batch.norm)
+        return batch if done else self.augmenter.apply(batch, train=train)  # type: ignore[union-attr]
 
     def account(self, delivered: int, bad: Sequence[BadSample], *, epoch: int) -> None:
         """Count a step of the training epoch."""

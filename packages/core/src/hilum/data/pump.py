@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import multiprocessing as mp
 import os
 import pickle
 import re
@@ -29,6 +28,7 @@ from hilum.core.errors import HilumError
 from hilum.core.types import Batch
 from hilum.data.delivery import SLOT, Fault, Fetch, Task, sample_id
 from hilum.data.isolation import _bare_main
+from hilum.data.processes import fork_server, outlive_one_signal
 
 DEATHS: Final = 2  # of workers reading one sample, after which it is bad
 RESTARTS: Final = 8  # in a row that neither deliver a batch nor find a bad sample
@@ -102,10 +102,12 @@ class Pump:
                 log.warning("a data worker ended (%s; %s); starting again", lost.how, self._surroundings(sent))
 
     def _answers(self, sent: deque[Task]) -> Iterator[Batch | Fault]:
-        iterator = self._start()
+        iterator: Any = None
         waiting = time.monotonic()
         while True:
             try:
+                if iterator is None:  # the fork server, too, may have been ended
+                    iterator = self._start()
                 answer = next(iterator)
             except StopIteration:
                 return
@@ -119,8 +121,7 @@ class Pump:
 
     def _start(self) -> Iterator[Any]:
         if self._loader is None:
-            context = mp.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
+            context = fork_server([__name__])
             self._diary = context.RawArray("d", [-1.0] * (SLOT * self.workers))
             self._loader = DataLoader(
                 replace(self.fetch, diary=self._diary),  # type: ignore[arg-type]  # indexed by tasks
@@ -214,7 +215,7 @@ def _as_is(value: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
+    outlive_one_signal()
 
 
 def _lost(error: Exception, iterator: Any) -> WorkerLost:

@@ -21,6 +21,7 @@ from hilum.core.types import Batch, LabelSpace, Meta, Pixels, Prediction
 from hilum.data.image import CachedImage, reduce_pixels
 from hilum.encoders.exported import read_safetensors
 from hilum.verbs.loading import LoadedModel, labels_of, load_state
+from hilum.verbs.starts import origins, restore_origins
 
 FORMAT = 1
 WEIGHTS, CONFIG, PREPROCESSING = "model.safetensors", "config.json", "preprocessing.json"
@@ -171,6 +172,7 @@ def load_deployed(folder: Path | str) -> Deployed:
     with torch.random.fork_rng(devices=[]):
         objective, _ = build_objective(recipe, labels, init=dict.fromkeys(recipe.get("encoders", {}), "structure"))
     load_state(objective, read_safetensors(path), where=str(path))
+    restore_origins(objective, config.get("starts", {}))
     return Deployed(objective.eval(), Preprocessing.from_json(preprocessing), labels, config)
 
 
@@ -213,4 +215,5 @@ def _config(model: LoadedModel) -> dict[str, Any]:
         "config_sha256": model.recipe.sha256,
         "model_sha256": model.sha256,
         "checkpoint": model.checkpoint,
+        "starts": origins(model.objective),
     }

@@ -19,6 +19,7 @@ from hilum.core.recipe import Recipe
 from hilum.core.types import LabelSpace
 from hilum.verbs.folder import RunFolder
 from hilum.verbs.staging import stage_recipes
+from hilum.verbs.starts import restore_origins
 
 
 @dataclass
@@ -75,6 +76,7 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | torch.devic
     load_state(objective, payload["objective"], where=f"{folder.path.name}/checkpoints/{path.name}")
     if payload.get("average") is not None:
         _take_average(objective, payload["average"])
+    restore_origins(objective, facts.get("starts", {}))
     return LoadedModel(objective.to(device).eval(), recipe, labels, folder.path, facts, checkpoint)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import shutil
 import sys
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from hilum.core.errors import HilumError
@@ -39,15 +43,46 @@ def resolve(recipe: Recipe, data: Data, *, devices: int) -> Recipe:
             fix=f"--set batch.size={devices}, or fewer engine.devices",
         )
     changes["batch"] = {"per_device": per_device}
-    workers = recipe["engine"]["workers"]
-    if workers == "auto":
-        workers = 0 if not torch.cuda.is_available() else min(8, max((os.cpu_count() or 2) - 1, 1))
-    changes["engine"] = {"workers": int(workers), "devices": devices, "strategy": strategy_of(recipe, devices)}
+    workers, augment = feeding(recipe, per_device)
+    changes["engine"] = {
+        "workers": workers, "augment": augment, "devices": devices, "strategy": strategy_of(recipe, devices)
+    }  # fmt: skip
     for name, view in recipe["views"].items():
         if view.get("normalise", "none") == "dataset":
             mean, std = image_statistics(data)
             changes["views"][name] = {"normalise": [[round(mean, 6)], [round(std, 6)]]}
     return recipe.with_(changes)
+
+
+def feeding(recipe: Recipe, per_device: int) -> tuple[int, str]:
+    """(data workers, where augmentation is applied) of a process that trains on one device.
+
+    The plain torch back-end treats samples one by one: on a GPU it is bound by launches, at about 1 ms a sample, and
+    cores are faster. Dense batches then wait in shared memory, which a container may have little of.
+    """
+    workers, augment = recipe["engine"]["workers"], str(recipe["engine"]["augment"])
+    gpu = torch.cuda.is_available()
+    if workers == "auto":
+        workers = min(16, max((os.cpu_count() or 2) // max(torch.cuda.device_count(), 1) - 1, 1)) if gpu else 0
+    if augment == "auto":
+        dense = sum(4 * view.get("channels", 3) * math.prod(_sides(view["size"])) for view in _sized(recipe))
+        fits = workers * 3 * per_device * dense < free_shared_memory() / 2  # two ahead of each worker, one in use
+        augment = "workers" if gpu and workers > 1 and fits else "device"
+    return int(workers), augment
+
+
+def free_shared_memory() -> int:
+    """Bytes left where processes share tensors."""
+    place = Path("/dev/shm")
+    return shutil.disk_usage(place).free if place.exists() else psutil.virtual_memory().available
+
+
+def _sized(recipe: Recipe) -> list[dict[str, Any]]:
+    return [view for view in recipe["views"].values() if "size" in view]
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    return (int(size),) * 2 if isinstance(size, int) else tuple(map(int, size))
 
 
 def strategy_of(recipe: Recipe, devices: int) -> str:

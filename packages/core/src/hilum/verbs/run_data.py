@@ -326,4 +326,5 @@ def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: 
         pin_memory=torch.cuda.is_available(),
         max_bad=float(recipe["engine"]["max_bad"]),
         bad_path=bad_path,
+        augment_in_workers=recipe["engine"]["augment"] == "workers",
     )

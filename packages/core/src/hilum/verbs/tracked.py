@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hilum.core.recipe import Recipe
-from hilum.core.types import EncoderSpec
+from hilum.verbs.starts import origins
 
 CODE_LICENCE = "Apache-2.0"
 NO_LICENCE = "not recorded: whoever passes this model on must know"
@@ -20,10 +20,8 @@ def data_licence(study: Any) -> str:
 def licence_tags(objective: Any, study: Any) -> dict[str, str]:
     """``licence.code``, ``licence.data`` and, for every encoder, ``licence.weights.NAME`` with what it started from."""
     tags = {"hilum.licence.code": CODE_LICENCE, "hilum.licence.data": data_licence(study)}
-    for name, module in objective.named_modules():
-        spec = getattr(module, "spec", None)
-        if isinstance(spec, EncoderSpec):
-            tags[f"hilum.licence.weights.{name or 'objective'}"] = f"{spec.licence} ({spec.source})"
+    for path, told in origins(objective).items():
+        tags[f"hilum.licence.weights.{path or 'objective'}"] = f"{told['licence']} ({told['source']})"
     return tags
 
 

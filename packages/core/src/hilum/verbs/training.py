@@ -256,7 +256,7 @@ def run_one(
     from hilum.tracking.tracker import Tracker
     from hilum.verbs import assembly, hooks
     from hilum.verbs.dryrun import rehearse
-    from hilum.verbs.starts import local_starts
+    from hilum.verbs.starts import local_starts, origins, restore_origins
     from hilum.verbs.tracked import log_end, log_start
 
     plan, stack = recipe["run"], ExitStack()
@@ -289,6 +289,8 @@ def run_one(
     fetched = stack.enter_context(TemporaryDirectory(prefix="hilum-start-"))
     starts = local_starts(starts, recipe, study=study.path, into=Path(fetched))
     objective, reports = assembly.build_objective(recipe, data.labels, init=starts)
+    if covered:
+        restore_origins(objective, folder.facts.get("starts", {}))
     for name, report in reports.items():
         if report is not None and not quiet and own_rank() == 0:
             print(f"{name}: {report}")
@@ -316,6 +318,7 @@ def run_one(
         _warn_other_machine(saved)
     if own_rank() == 0:
         _write_facts(folder, recipe, data, facts)
+        folder.note(starts=origins(objective))
     tracker = Tracker.open(
         study=study.path,
         run_dir=folder.path,
