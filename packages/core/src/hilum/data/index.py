@@ -6,6 +6,7 @@ earlier run already knew.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,6 +60,7 @@ def index_archive(
     limits: Limits | None = None,
     max_quarantined: float | str | None = None,
     max_unmatched: float = 0.01,
+    licence: str | None = None,
     progress: bool = True,
     intakes: Sequence[Intake] | None = None,
 ) -> IndexResult:
@@ -67,7 +69,8 @@ def index_archive(
     ``labels`` is joined by ``join``; ``group`` names its column that holds the patient (or whatever must stay on one
     side of a split) for files whose header does not say, by default ``patient_id`` or ``group_id``. ``dataset`` (a
     registered name, or an object with ``table(root)``) stands for the labels of a known layout. ``workers=0`` reads in
-    this process. A second call reads only new and changed files and marks those that are gone.
+    this process. ``licence`` is that of the images, by default the dataset's; runs and exports state it. A second call
+    reads only new and changed files and marks those that are gone.
     """
     root, out, limits = Path(root), Path(out), limits or Limits()
     if not root.is_dir():
@@ -104,6 +107,8 @@ def index_archive(
         raise done.error
     counts = ledger.counts_of(done.index) | ({"labels": done.label_counts} if table is not None else {})
     about = {"counts": counts, "headers_only": headers_only, "join": join if table is not None else None}
+    known = json.loads((out / "study.json").read_text(encoding="utf-8")).get("licence") if finished else None
+    about["licence"] = licence or getattr(dataset, "licence", None) or known
     _write(out, root, key, state, done, merges, about)
     if done.error is not None:
         raise done.error

@@ -26,6 +26,7 @@ def index(
     exclude: list[str] | None = None,
     max_quarantined: str | None = None,
     max_unmatched: float = 0.01,
+    licence: str | None = None,
 ) -> Any:
     """Read an archive into a study: every file ends as indexed, skipped or quarantined, with a reason.
 
@@ -45,6 +46,7 @@ def index(
         exclude: glob of paths to leave out
         max_quarantined: exit 0 although files were quarantined, up to this share, e.g. 1%
         max_unmatched: share of label rows or files that may find no partner
+        licence: licence of the images, which runs and exports state (default: the dataset's)
     """
     from hilum.data.index import index_archive
 
@@ -66,6 +68,7 @@ def index(
         exclude=exclude or (),
         max_quarantined=max_quarantined,
         max_unmatched=max_unmatched,
+        licence=licence,
     )
     print(summary(result.counts))
     if result.kinds is not None:

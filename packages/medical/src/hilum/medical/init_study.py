@@ -337,10 +337,12 @@ def table(result: StudyResult) -> str:
     for name, comparison in result.comparisons.items():
         for row in (*comparison.rows, comparison.mean):
             lines.append(
-                f"| {name} | {row.name} | {cell(row.difference)} | {_p(row.p_a_better)} | {_p(row.adjusted_a)} |"
+                f"| {name} | {row.name} | {cell(row.difference)} | {_p(row.p_a_better, comparison.n)} | "
+                f"{_p(row.adjusted_a, comparison.n)} |"
             )
     return "\n".join(lines)
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _p(value: float | None, redraws: int) -> str:
+    """A share of redraws; what no redraw showed is below one of them."""
+    return "" if value is None else f"{value:.3f}" if value else f"< {1 / redraws:.3g}"
