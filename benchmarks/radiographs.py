@@ -37,11 +37,11 @@ cache: {{side: {side}}}
 precision: {precision}
 """
 VITS = {
-    "small": "{image: {name: timm/vit_tiny_patch16_224, patch_size: 12, embed_dim: 128, depth: 6, num_heads: 4, "
+    "small": "{image: {name: timm/vit_tiny_patch16_224, patch_size: 8, embed_dim: 64, depth: 4, num_heads: 4, "
     "positions: %s, pooling: avg}}",
     "tiny": "{image: {name: timm/vit_tiny_patch16_224, positions: %s, pooling: avg}}",
 }
-VIT_NAMES = {"small": "a ViT of ours (128 wide, 6 deep, patches of 12)", "tiny": "ViT-Ti/16"}
+VIT_NAMES = {"small": "a ViT of ours (64 wide, 4 deep, patches of 8)", "tiny": "ViT-Ti/16"}
 LITE = "{image: {name: timm/tf_efficientnet_lite0}}"
 FINETUNE = """\
 recipe: benchmark/{name}
@@ -59,7 +59,7 @@ engine: {{workers: 0, log_every: 1000, checkpoint_minutes: 1000}}
 PRETRAIN = """\
 recipe: benchmark/mae
 verb: pretrain
-objective: {{name: masked, ratio: 0.75, norm_target: true, decoder_depth: 1, decoder_width: 128, decoder_heads: 4}}
+objective: {{name: masked, ratio: 0.75, norm_target: true, decoder_depth: 1, decoder_width: 64, decoder_heads: 4}}
 encoders: {encoder}
 augment: {{resized_crop: [0.5, 1.0]}}
 optim: {{name: adamw, lr: 1.0e-3, betas: [0.9, 0.95], weight_decay: 0.05}}
@@ -76,11 +76,11 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--natural", help="a local weights file of the ViT, pretrained on natural images")
     parser.add_argument("--vit", choices=sorted(VITS), default="small", help="tiny is timm's ViT-Ti/16")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--vit-epochs", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=15, help="of EfficientNet-Lite0")
-    parser.add_argument("--pretrain-epochs", type=int, default=150)
-    parser.add_argument("--simulated", type=int, default=200, help="simulated patients of table (ii)")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--vit-epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=8, help="of EfficientNet-Lite0")
+    parser.add_argument("--pretrain-epochs", type=int, default=100)
+    parser.add_argument("--simulated", type=int, default=120, help="simulated patients of table (ii)")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])

@@ -23,7 +23,7 @@ def recipe_table() -> str:
 
 def component_tables() -> str:
     parts = []
-    for kind in ("objective", "encoder", "adapter", "head", "plan", "source", "intake", "dataset", "verb"):
+    for kind in ("objective", "encoder", "adapter", "head", "probe", "plan", "source", "intake", "dataset", "verb"):
         rows = [f"| `{n}` | {e.help} | {e.owner} |" for n, e in registry.entries(kind).items()]
         parts.append(f"## {kind.capitalize()}s\n\n| name | what | distribution |\n|---|---|---|\n" + "\n".join(rows))
     return "\n\n".join(parts)

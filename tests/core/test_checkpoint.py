@@ -266,7 +266,7 @@ except HilumError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["free space and run `hilum resume`; the last good checkpoint was kept", "1"]
+    assert done.stdout.splitlines() == ["free space there and run `hilum resume`; the last good checkpoint was kept", "1"]
     assert not [p.name for p in tmp_path.iterdir() if "partial" in p.name or "incoming" in p.name]
 
 
@@ -290,3 +290,26 @@ def test_an_atomic_write_that_fails_leaves_what_stood_there(tmp_path: Path) -> N
         write_atomically(path, broken)
     assert file_sha256(path) == digest
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_called_that_and_nothing_is_promised_that_is_not_there(tmp_path: Path) -> None:
+    """torch's writer reports a file that cannot grow as a fault of its own."""
+    code = (
+        "import resource, signal, torch\n"
+        "from pathlib import Path\n"
+        "from hilum.core.checkpoint import save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        f"path = Path({str(tmp_path / 'run' / 'last.ckpt')!r})\n"
+        "for size in (1 << 20, 1 << 10, 1 << 20):\n"
+        "    try:\n"
+        "        save_checkpoint(path, {'values': torch.ones(size)})\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, str(error).replace(chr(10), ' '))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    first, second = done.stdout.strip().splitlines()
+    for told in (first, second):
+        assert told.startswith("HilumError") and "last.ckpt could not be written: the disk is full" in told, told
+    assert "was kept" not in first and "the last good checkpoint was kept" in second
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["values"].numel() == 1 << 10

@@ -108,6 +108,17 @@ def test_a_signal_at_the_end_of_an_epoch_stops_before_validation(whole: Loop, tm
     assert judge.epochs == [2, 3]
 
 
+def test_a_signal_during_validation_ends_it_and_it_is_done_again(whole: Loop, tmp_path: Path) -> None:
+    judge = Judge(kill_at=2)
+    loop = build(tmp_path / "parts", judge)
+    fit(loop)
+    assert loop.stop_reason == "signal" and judge.epochs == [1, 2] and loop.position.step == 8
+    judge = Judge()
+    again = resumed(tmp_path / "parts", judge)
+    assert judge.epochs == [2, 3] and torch.equal(weights(again), weights(whole))
+    assert again.position == whole.position
+
+
 def test_a_finished_run_is_not_judged_again(whole: Loop) -> None:
     judge = Judge()
     loop = build(Path(str(whole.folder)), judge)

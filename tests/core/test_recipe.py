@@ -314,6 +314,8 @@ def test_a_place_is_the_line_of_the_file_or_the_setting_that_stands_for_it() -> 
     assert recipe.where("batch.size") == "--set batch.size"
     assert recipe.where("batch") == "r.yaml:13 (batch)"
     assert recipe.with_({"batch": {"size": 4}}).where("optim.lr") == "r.yaml:11 (optim.lr)"
+    error = fault(BASE, "shedule.epochs=2")  # a section that the file does not have
+    assert error.where == "--set shedule.epochs (shedule)" and "'schedule'" in error.fix
     assert fault(BASE, "objective={name: masked, ratio: x}").where == "--set objective (objective.ratio)"
 
 

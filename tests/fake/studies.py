@@ -118,7 +118,7 @@ def write_study(
     (study / "study.json").write_text("{}")
     if labels is not None:
         ids = pa.array([rows[i]["sample_id"] for i in order])
-        kinds = {k: pa.string() if k == "class" else pa.float32() for k in labels}
+        kinds = {k: pa.string() if k in ("class", "split") else pa.float32() for k in labels}
         table = {k: pa.array([v[i] for i in order], kinds[k]) for k, v in labels.items()}
         pq.write_table(pa.table({"sample_id": ids, **table}), study / "labels.parquet")
     return Study(study)

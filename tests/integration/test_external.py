@@ -102,6 +102,13 @@ def test_another_key_hides_patients_but_not_pictures(
     assert "another identity key" in capsys.readouterr().out
 
 
+def test_a_copy_of_the_run_s_own_study_is_refused_whatever_part_is_asked_for(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parent / "study", tmp_path / "copy")
+    for part in ("train", "val"):
+        with pytest.raises(LeakError, match="were used"):
+            judged(run, data=tmp_path / "copy", split=part)
+
+
 def test_studies_of_one_name_do_not_overwrite_each_other_nor_the_run(run: Path, other: Path, hospital: Path) -> None:
     fewer = hospital.parent / "b" / "hospital"
     index(hospital, out=fewer, labels=hospital.parent / "labels.csv", exclude=["p100*"], workers=1)

@@ -163,6 +163,39 @@ def test_a_killed_run_resumes_from_the_last_checkpoint(study: Path, recipes: Pat
     assert result.reason == "finished" and result.steps >= before
 
 
+@pytest.mark.parametrize("form", ["relative", "link"])
+def test_predict_takes_a_folder_however_it_is_written(
+    form: str, findings: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archive.parent)
+    told = Path(archive.name)
+    if form == "link":
+        told = tmp_path / "link"
+        told.symlink_to(archive, target_is_directory=True)
+    predict(findings, told, out=tmp_path / "scores.csv", workers=1)
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert len(rows) == 73 and sum(r["status"] == "scored" for r in rows) == 72
+
+
+def test_a_second_signal_ends_at_once_with_the_signal_s_code(study: Path, recipes: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "import hilum.verbs.hooks as hooks\n"
+        "class Kill(hooks.Tracking):\n"
+        "    def on_step(self, loop, logs):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(30)\n"
+        "hooks.Tracking = Kill\n"
+        "from hilum.core.cli import main\n"
+        f"sys.exit(main(['pretrain', {str(recipes / 'mae.yaml')!r}, '--data', {str(study)!r}, "
+        f"'--out', {str(tmp_path / 'run')!r}, '--no-track']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 143 and "ended at once" in done.stderr
+    assert resume(tmp_path / "run", track=False).reason == "finished"  # the lock it left is stale
+
+
 BAD_INPUT = [
     (["pretrain", "nothing/here", "--data", "STUDY"], 1, "there is no recipe"),
     (["pretrain", "MAE", "--data", "STUDY", "--set", "optim.lrr=1"], 1, "did you mean 'lr'"),

@@ -200,3 +200,17 @@ def test_a_patients_vendor_and_views_vary(cohort: Cohort) -> None:
     assert min(counts) >= 8
     views = [i.pose.view for p in people for s in p.studies for i in s.images]
     assert 0.2 < np.mean([v == "AP" for v in views]) < 0.5
+
+
+def test_cohorts_of_two_seeds_share_no_identifier(cohort: Cohort, tmp_path: Path) -> None:
+    def identifiers(made: Cohort) -> set[str]:
+        heads = [pydicom.dcmread(f, stop_before_pixels=True) for f in files(made)]
+        names = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        assert all(len(str(head.AccessionNumber)) <= 16 for head in heads)
+        return {str(head[name].value) for head in heads for name in names}
+
+    told = {**SETTINGS, "patients": 2, "copies": 1}
+    others = [identifiers(simulate_cohort(tmp_path / str(s), **{**told, "seed": s})) for s in (0, 6, 10**12)]
+    seen = [identifiers(cohort), *others]
+    assert len(set.union(*seen)) == sum(map(len, seen))
+    assert {"SIM000000", "SIM000001", "SIMCOPY00000"} < others[0]  # what is published for seed 0 stays

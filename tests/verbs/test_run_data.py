@@ -22,6 +22,7 @@ from hilum.verbs.dryrun import rehearse
 from hilum.verbs.networks import build_objective
 from hilum.verbs.resolving import resolve
 from hilum.verbs.run_data import feed_of, largest_rows, lowest_ranked, open_data, open_rows
+from hilum.verbs.splitting import split
 
 YAML = """
 recipe: test/findings
@@ -102,6 +103,64 @@ def test_lateral_findings_must_be_labels_of_the_run(study: Study) -> None:
         assert caught.value.where.startswith("--set labels")
 
 
+def test_a_finding_that_training_sees_on_one_side_only_is_refused(study: Study, tmp_path: Path) -> None:
+    odd = [float(i % 2) for i in range(40)]
+    made = write_study(
+        tmp_path,
+        [f"g{i:02d}" for i in range(40)],
+        names=[f"img-{i:02d}" for i in range(40)],
+        labels={
+            "fine": odd,
+            "rare": [0.0] * 38 + [float("nan")] * 2,
+            "always": [1.0] * 40,
+            "unsure": [-x for x in odd],
+        },
+        images=[np.random.default_rng(i).integers(0, 255, (20, 24)).astype(np.uint8) for i in range(40)],
+    )
+    n = len(make_split(made, val=0.2, test=0.2, near=False, stratify="none").rows("train"))
+    for purpose in ("train", "dry run"):
+        with pytest.raises(HilumError, match=f"3 of 4 labels have no positive or no negative among the {n}") as caught:
+            opened(made, purpose=purpose)
+    assert f"always ({n} positive, 0 negative, 0 unknown)" in caught.value.what
+    assert "rare (0 positive, " in caught.value.what
+    assert "labels.names=[fine]" in caught.value.fix
+    assert opened(made, "labels.names=[fine]", purpose="train").labels.names == ("fine",)
+    assert opened(made, "labels={names: [fine, unsure], uncertain: ones}", purpose="train").rows
+    assert opened(made, purpose="evaluate").rows and opened(made, purpose="train", need_labels=False).rows
+    with pytest.raises(HilumError) as caught:
+        opened(made, "labels.names=[rare, always]", purpose="train")
+    assert "labels.names" in caught.value.where and "another split" in caught.value.fix
+
+
+def test_a_split_says_which_part_lacks_a_side_of_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [f"g{i:02d}" for i in range(20)]
+    made = write_study(tmp_path, groups, labels={"fine": [float(i % 2) for i in range(20)], "rare": [0.0] * 19 + [1.0]})
+    split(made.path, near=False)
+    told = capsys.readouterr().out
+    holder = next(p for p in ("train", "val", "test") if "g19" in Split.load(made).groups(p))
+    assert {p for p in ("train", "val", "test") if f"note: {p} holds no positive of rare\n" in told} == {
+        "train",
+        "val",
+        "test",
+    } - {holder}
+    assert "fine" not in "".join(line for line in told.splitlines() if "note:" in line)
+
+
+def test_a_split_tells_of_an_official_one_that_it_did_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = [f"g{i:02d}" for i in range(20)]
+    words = ["train"] * 12 + ["valid"] * 4 + ["test"] * 4
+    made = write_study(tmp_path, groups, labels={"fine": [float(i % 2) for i in range(20)], "split": words})
+    split(made.path, near=False)
+    told = capsys.readouterr().out
+    assert "a column 'split' (train, val, test), which was not used" in told
+    assert f"hilum split {made.path} --from split --name official" in told
+    split(made.path, near=False, from_="split", name="official")
+    assert "column 'split'" not in capsys.readouterr().out
+    assert Split.load(made, "official").groups("val") == set(groups[12:16])
+
+
 def test_to_train_in_half_precision_on_a_cpu_is_refused_before_anything_is_read(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +219,9 @@ def test_options_that_a_plan_or_policy_cannot_use_are_told_with_their_line(study
     with pytest.raises(HilumError) as caught:
         feed_of(recipe.with_({"augment": {"hflip": "often"}}), data)
     assert caught.value.where.startswith("findings.yaml")
+    with pytest.raises(HilumError, match="unknown key 'hflp'") as caught:
+        feed_of(resolve(recipe_of("augment.hflp=0.5"), data, devices=1), data)
+    assert caught.value.where == "--set augment.hflp"
 
 
 def test_a_source_that_is_none_is_refused_where_it_is_fed(study: Study) -> None:

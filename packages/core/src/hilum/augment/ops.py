@@ -82,11 +82,13 @@ _LIMITS: Final = {
 
 
 def read_ops(config: Mapping[str, Any]) -> tuple[Op, ...]:
-    """The ops of an ``augment`` section, in acting order; anything unknown raises with the nearest key."""
+    """The ops of an ``augment`` section, in acting order; anything unknown raises with the nearest key, ``where`` being the
+    unknown key's place in a recipe."""
     known = [*OPS, *CHOICES, "hflip_with_sides", "order"]
     for name in config:
         if name not in known:
-            raise _wrong(f"unknown key {name!r}", nearest(str(name), known) or f"known: {', '.join(known)}")
+            fix = nearest(str(name), known) or f"known: {', '.join(known)}"
+            raise HilumError(f"unknown key {name!r}", where=f"augment.{name}", fix=fix)
     for name, choices in CHOICES.items():
         value = config.get(name, choices[0])
         if value not in choices and not (name == "border" and _is_number(value)):

@@ -24,14 +24,17 @@ from torch import Tensor
 
 from hilum.core.errors import HilumError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write through a file in the same folder, fsync, rename, fsync the folder."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial, watched = path.with_name(f".{path.name}.{os.getpid()}.partial"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            write(stream)
+            watched = _Watched(stream)
+            write(watched)  # type: ignore[arg-type]  # all of a binary file that writers use
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -39,12 +42,32 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
+        cause = error if isinstance(error, OSError) else watched.error if watched is not None else None
+        if cause is None:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "the disk is full" if full else str(error.strerror or type(error).__name__)
+        full = cause.errno in FULL
+        reason = "the disk is full" if full else str(cause.strerror or type(cause).__name__)
         fix = "free space there" if full else "check that this folder can be written to"
         raise HilumError(f"{path.name} could not be written: {reason}", where=str(path.parent), fix=fix) from error
+
+
+class _Watched:
+    """A binary file that remembers why it failed: writers in C++ report a full disk as something else."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.error = stream, None
+
+    error: OSError | None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,7 +117,8 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
         fresh.unlink(missing_ok=True)
         first = (str(error).splitlines() or [type(error).__name__])[0]
         told = error.what if isinstance(error, HilumError) else f"{path.name} could not be written: {first}"
-        fix = "free space and run `hilum resume`; the last good checkpoint was kept"
+        kept = "; the last good checkpoint was kept" if stands(path) else ""
+        fix = f"free space there and run `hilum resume`{kept}"
         raise HilumError(told, where=str(path.parent), fix=fix) from error
     _rename(path, sums)
 

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -100,8 +101,10 @@ def _signals(loop: Loop) -> Iterator[None]:
     received: list[int] = []  # by this process: another rank's signal may have been heard of before its own comes
 
     def note(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
+        if received:  # whoever asks twice does not want to wait; nothing in between may swallow it
+            sys.stderr.write("\nended at once; `hilum resume` goes on from the last checkpoint\n")
+            sys.stderr.flush()
+            os._exit(SIGNAL_EXIT[signal.Signals(number)])
         received.append(number)
         loop.stop_signal = loop.stop_signal or number
 

@@ -50,6 +50,10 @@ class Feed(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+class Stopped(Exception):
+    """Raised inside a hook that should not go on because the run was told to stop; it runs again on resume."""
+
+
 class Hook:
     """Reads what happens; changes nothing. Any method may be left out."""
 
@@ -197,6 +201,7 @@ class Loop(lightning.LightningModule):
             self._step_function = torch.compile(self.objective)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self.install_signals()
         for hook in self.hooks:
             hook.on_fit_start(self)
         if self.position.hooks_due:  # the process ended between the last step of an epoch and its validation
@@ -500,7 +505,11 @@ class Loop(lightning.LightningModule):
         """Validation, probes, the choice of the best, and the position of the next epoch."""
         p = self.position
         whole = p.step_in_epoch >= self.feed.steps_per_epoch
-        numbers = self._epoch_hooks()
+        try:
+            numbers = self._epoch_hooks()
+        except Stopped:  # the state before the hooks is on disk, and says that they are due
+            self.stop_reason, self.trainer.should_stop = "signal", True
+            return
         self._check_account(final=whole)  # of what the hooks evaluated, too
         p.hooks_due = False
         if whole:
@@ -527,9 +536,15 @@ class Loop(lightning.LightningModule):
         with torch.no_grad(), self.averaged():
             for hook in self.hooks:
                 numbers.update(hook.on_epoch_end(self) or {})
+                self.stop_if_told()
         self.objective.train(training)
         # a difference in the last digit would send ranks different ways, each waiting for the other
         return dict(of_first_rank(numbers))
+
+    def stop_if_told(self) -> None:
+        """For long hooks, between their batches. Several ranks stop together, after the next step."""
+        if self.stop_signal is not None and world() == 1:
+            raise Stopped
 
     def averaged(self) -> AbstractContextManager[Any]:
         """The objective with its moving average swapped in, where one is kept."""

@@ -86,6 +86,8 @@ class Recipe:
             probe = probe.rpartition(".")[0]
         if probe in self.settings:
             return f"--set {probe}" + f" ({key})" * (probe != key)
+        if key not in self.lines and (inside := sorted(s for s in self.settings if s.startswith(f"{key}."))):
+            return f"--set {inside[0]} ({key})"  # a section that the command line alone has
         return f"{self.origin}:{self.lines[probe]} ({key})" if probe in self.lines else f"{self.origin} ({key})"
 
     def with_(self, changes: Mapping[str, Any]) -> Recipe:

@@ -9,6 +9,7 @@ of the asked name is passed to the factory as its first argument.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -128,6 +129,14 @@ class Registry:
         """The entry, a family's entry, or an error with near names and the missing extra."""
         entry, _ = self._resolve(kind, name)
         return entry
+
+    def named(self, name: str) -> list[Entry]:
+        """Entries of any kind that stand for a name, families included, as :meth:`build` would find them."""
+        found = []
+        for kind in KINDS:
+            with contextlib.suppress(HilumError):
+                found.append(self.get(kind, name))
+        return found
 
     def _resolve(self, kind: str, name: str) -> tuple[Entry, tuple[str, ...]]:
         known = self.entries(kind)

@@ -22,13 +22,15 @@ from hilum.core.types import IndexRow, Intake, Limits
 from hilum.data import ledger
 from hilum.data.findings import Labels
 from hilum.data.identity import IdentityKey, Merges
-from hilum.data.isolation import Readers
+from hilum.data.isolation import HEAD, Readers
 from hilum.data.ledger import path_text
 from hilum.data.listing import Found, walk
 from hilum.data.resolution import resolve
 from hilum.data.state import State, read_previous, reusable, vanished
 from hilum.data.tables import Table
 
+DICOM = 128, b"DICM"  # where a DICOM file says that it is one (PS3.10 section 7.1)
+DICOM_EXTRA = "medical"  # of this distribution: installs a reader for such files
 READER = "2"  # raise when the same file would give another row: all files are then read again
 
 
@@ -83,7 +85,10 @@ def index_archive(
     found = list(walk(root, out, exclude))
     if not found:
         raise HilumError("the archive holds no files", where=str(root))
-    readers = Readers(_intakes(intakes), workers=_workers(workers), limits=limits, headers_only=headers_only)
+    chosen = _intakes(intakes)
+    if intakes is None:
+        _refuse_unread_dicom(root, found, chosen)
+    readers = Readers(chosen, workers=_workers(workers), limits=limits, headers_only=headers_only)
     rows = State(key, f"{READER} {_version()} {'headers' if headers_only else 'pixels'} {limits}")
     same, fresh = reusable(previous, found, rows.reader)
     rows.reuse(same)
@@ -159,6 +164,38 @@ def _intakes(intakes: Sequence[Intake] | None) -> list[Intake]:
     from hilum.core.registry import registry
 
     return [kind() for kind in registry.all("intake").values()]
+
+
+def _refuse_unread_dicom(root: Path, found: Sequence[Found], intakes: Sequence[Intake]) -> None:
+    """A clinical archive and no reader for it: said before anything is read, not as one harmless reason a file.
+
+    Heads are only looked at where none of the readers takes DICOM, which a made-up head tells."""
+    made_up = bytes(DICOM[0]) + DICOM[1]
+    if any(intake.claims(root, made_up) > 0 for intake in intakes):
+        return
+    unread = sum(f.fault is None and _is_unread_dicom(root / os.fsdecode(f.path), intakes) for f in found)
+    if not unread:
+        return
+    from hilum.core.registry import registry
+
+    absent = [entry for entry in registry.entries("intake").values() if entry.missing()]
+    needs = ", ".join(f"{entry.name!r} needs {', '.join(entry.missing())}" for entry in absent)
+    extras = {entry.extra for entry in absent if entry.extra} or {DICOM_EXTRA}
+    raise HilumError(
+        f"{unread} of {len(found)} files are DICOM, and "
+        + (f"their reader lacks a package: intake {needs}" if needs else "no reader for them is installed"),
+        where=str(root),
+        fix=f'pip install "hilum[{",".join(sorted(extras))}]", or leave these files out (hilum index --exclude)',
+    )
+
+
+def _is_unread_dicom(path: Path, intakes: Sequence[Intake]) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:  # the reader says so of the file
+        return False
+    return head[DICOM[0] :].startswith(DICOM[1]) and not any(intake.claims(path, head) > 0 for intake in intakes)
 
 
 def _labels(labels: Path | str | pa.Table | None, dataset: Any, root: Path) -> Table | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -133,18 +133,12 @@ def _refuse_shared_ids(table: Table, keys: Sequence[str | None], state: pa.Table
 
 
 def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> Joined:
-    wanted = [tuple(p for p in re.split(r"[/\\]+", v) if p not in ("", ".")) for v in values]
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for row, parts in enumerate(wanted):
-        if parts:
-            by_name[parts[-1]].append(row)
+    wanted = ["/".join(p for p in re.split(r"[/\\]+", v) if p not in ("", ".")) for v in values]
+    rows_of = _rows_by_path(wanted, set(paths))
     found: list[int | None] = []
     stands_for = list(range(len(wanted)))
     for path in paths:
-        parts = tuple(path.split("/"))
-        rows = [r for r in by_name.get(parts[-1], ()) if _tail(parts, wanted[r])]
-        longest = max((min(len(wanted[r]), len(parts)) for r in rows), default=0)
-        best = [r for r in rows if min(len(wanted[r]), len(parts)) == longest]
+        best: Sequence[int] = next((rows for tail in _tails(path) if (rows := rows_of(tail, path))), ())
         for other in best[1:]:
             _agree(table, best[0], other)
             stands_for[other] = best[0]
@@ -152,9 +146,7 @@ def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> Jo
     # Two files that one bare name fits: neither is the one that was meant, unless one fits exactly.
     claims = Counter(r for r in found if r is not None)
     exact = {
-        r: at
-        for at, (r, path) in enumerate(zip(found, paths, strict=True))
-        if r is not None and path == "/".join(wanted[r])
+        r: at for at, (r, path) in enumerate(zip(found, paths, strict=True)) if r is not None and path == wanted[r]
     }
     torn = sorted(r for r, n in claims.items() if n > 1 and r not in exact)
     if torn:
@@ -167,9 +159,26 @@ def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> Jo
     return Joined(own, stands_for)
 
 
-def _tail(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    shared = min(len(one), len(other))
-    return one[-shared:] == other[-shared:]
+def _rows_by_path(wanted: Sequence[str], paths: set[str]) -> Callable[[str, str], list[int]]:
+    """Rows of the table, ascending, that a tail of a path fits: looked up, since a hundred thousand files may share
+    one name. The whole path also fits rows that go on to the left of it."""
+    whole: dict[str, list[int]] = defaultdict(list)
+    longer: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(wanted):
+        if text:
+            whole[text].append(row)
+            for tail in _tails(text):
+                if tail in paths:
+                    longer[tail].append(row)
+    return lambda tail, path: (longer if tail == path else whole).get(tail, [])
+
+
+def _tails(path: str) -> Iterator[str]:
+    """``a/b/c``, ``b/c``, ``c``."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
 
 
 def check_matched(table: Table, joined: Joined, images: Sequence[bool], *, limit: float, by: str) -> dict[str, int]:

@@ -87,7 +87,7 @@ class EpochAccount:
             raise TooManyBadSamples(
                 f"{bad} of {self.total} samples of {of} cannot be read; at most {max_bad:.2%} may fail",
                 where=f"{path or 'epoch account'}: {kinds or 'on other ranks'}",
-                fix=f"mend or exclude these files (where), or raise engine.max_bad; then {again}",
+                fix=f"raise engine.max_bad in the run's config.yaml, then {again}; or mend the files, index, and start anew",
             )
         if final and self.delivered + len(self.bad) != self.expected:
             raise HilumError(

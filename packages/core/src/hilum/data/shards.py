@@ -6,7 +6,6 @@ The table is written last: a shard without one does not exist. Nothing is change
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import time
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hilum.core.checkpoint import FULL
 from hilum.core.errors import HilumError
 from hilum.core.types import Window
 from hilum.data.image import STATISTICS, CachedImage
@@ -88,7 +88,7 @@ class Shard:
             write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path.with_suffix(".parquet"))
         except HilumError as error:
             path.unlink(missing_ok=True)
-            if isinstance(error.__context__, OSError) and error.__context__.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error.__context__, OSError) and error.__context__.errno in FULL:
                 raise HilumError(
                     f"the disk is full: {len(rows)} images could not be cached",
                     where=str(self.folder),

@@ -130,9 +130,7 @@ def _labels(
         raise HilumError(f"there is no label task {task!r}", fix=nearest(task, TASKS) or f"one of {', '.join(TASKS)}")
     if (task == "binary") != (len(names) == 1) and task != "multilabel":
         raise HilumError(f"the task {task} cannot take {len(names)} labels", fix="binary takes one, multiclass several")
-    matrix = study.label_matrix(names, rows)
-    for f, value in enumerate(_policies(uncertain, names)):
-        matrix[matrix[:, f] == -1, f] = value
+    matrix = label_values(study, rows, names, uncertain)
     positive, negative, unknown = ((hits.sum(0)) for hits in (matrix == 1, matrix == 0, np.isnan(matrix)))
     counts = {n: (int(positive[f]), int(negative[f]), int(unknown[f])) for f, n in enumerate(names)}
     space = LabelSpace(names, task, counts={split: counts})
@@ -143,6 +141,16 @@ def _labels(
     if several:
         raise HilumError(f"{several} images have more than one of the classes", fix="use task: multilabel")
     return space, torch.from_numpy(np.where(hits.any(1), hits.argmax(1), -1))
+
+
+def label_values(
+    study: Any, rows: NDArray[np.int64], names: tuple[str, ...], uncertain: str | Mapping[str, str]
+) -> NDArray[np.float32]:
+    """The label matrix (n, F) with uncertain values as the policy reads them: 1, 0, or NaN for unknown."""
+    matrix: NDArray[np.float32] = study.label_matrix(names, rows)
+    for f, value in enumerate(_policies(uncertain, names)):
+        matrix[matrix[:, f] == -1, f] = value
+    return matrix
 
 
 def _policies(uncertain: str | Mapping[str, str], names: tuple[str, ...]) -> list[float]:

@@ -30,6 +30,7 @@ from hilum.data.units import Units
 
 PARTS: Final = ("train", "val", "test", "none")
 NAMED: Final = 5  # groups named in a message
+LOST: Final = 10  # findings named in a note
 LISTED: Final = 1000  # near copies kept in the JSON
 COLUMNS: Final = ("group_id", "split", "rank", "fold")
 Rows = NDArray[np.int64]
@@ -197,6 +198,22 @@ class Split:
                 row |= {f"positive.{name}": int(hits.sum()), f"positive_groups.{name}": len(set(group[hits]))}
             out.append(row)
         return pa.Table.from_pylist(out)
+
+    def empty_classes(self) -> list[str]:
+        """A line for every part in which a finding has no positive or no negative: it can't be learnt or judged there."""
+        served = self.study.rows(None)
+        group = np.asarray(self.study.column("group_id"), object)[served]
+        names = list(self.study.label_names)
+        values = self.study.label_matrix(names, served)
+        lines = []
+        for part in PARTS[:3]:
+            own = values[is_in(group, set(self.group_id[self.split == part]))]
+            for value, word in ((1, "positive"), (0, "negative")):
+                lost = [n for n, hits in zip(names, (own == value).sum(0), strict=True) if not hits] if len(own) else []
+                if lost:
+                    more = f" and {len(lost) - LOST} more" if len(lost) > LOST else ""
+                    lines.append(f"{part} holds no {word} of {', '.join(lost[:LOST])}{more}")
+        return lines
 
     # ---- whether it holds -----------------------------------------------------------------------------------
 

@@ -143,7 +143,13 @@ def ui(study: Path, *, port: int = 5000) -> None:
     store = Path(study) / "mlflow.db"
     if not store.is_file():
         raise HilumError("this study has no tracked run yet", where=str(store), fix="hilum pretrain or hilum finetune")
+    import importlib.util
     import subprocess
+
+    if importlib.util.find_spec("mlflow") is None:
+        fix = 'pip install "mlflow>=3.10,<4"'
+        raise HilumError("hilum ui needs the package 'mlflow', which is not installed", fix=fix)
+    _need_port(port)
 
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [
@@ -163,4 +169,22 @@ def ui(study: Path, *, port: int = 5000) -> None:
         "1",
     ]
     print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    subprocess.run(command, env=environment, check=False)
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise HilumError(
+            f"the MLflow server ended with code {code}", where=str(store), fix="its own message is above this one"
+        )
+
+
+def _need_port(port: int) -> None:
+    """Refuse a port that is taken before its address is printed as if the pages were there."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            if sys.platform != "win32":  # elsewhere this lets two servers share a port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        told = getattr(error, "strerror", None) or "ports are 1 to 65535"
+        raise HilumError(f"port {port} cannot be used: {told}", where="127.0.0.1", fix="--port 5001") from None

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +68,32 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "lock.json"
         mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        while True:
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-                break
-            except FileExistsError:
-                if _held(path):
-                    raise HilumError(
-                        "another process works on this run",
-                        where=str(path),
-                        fix="wait for it, or remove lock.json if you are sure that it is gone",
-                    ) from None
-                path.unlink(missing_ok=True)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(mine)
+        with _alone(self.path):
+            if path.exists() and _held(path):
+                raise HilumError(
+                    "another process works on this run",
+                    where=str(path),
+                    fix="wait for it, or remove lock.json if you are sure that it is gone",
+                )
+            write_atomically(path, lambda stream: _put(stream, mine))
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes must not both find a lock stale and both take it: whoever looks holds the folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(ImportError, OSError):  # no such locks here: the lock file alone must do
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _put(stream: Any, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class Validation(Hook):
 
     def losses(self, loop: Loop) -> dict[str, float]:
         sums: dict[str, list[float]] = {}
-        for batch in self.batches():
+        for batch in _while_not_stopped(loop, self.batches()):
             if not batch.size:
                 continue
             ready = loop.feed.augment(batch.to(loop.device), train=False)
@@ -120,8 +120,8 @@ class Validation(Hook):
                     total = sums.setdefault(name, [0.0, 0.0, term.weight])
                     total[0] += float(term.sum)
                     total[1] += float(term.count)
-        means = {f"val/{n}": s / max(c, 1.0) for n, (s, c, _) in sums.items()}
-        weighted = sum(w * s / max(c, 1.0) for s, c, w in sums.values())
+        means = {f"val/{n}": s / (c or 1.0) for n, (s, c, _) in sums.items()}
+        weighted = sum(w * s / (c or 1.0) for s, c, w in sums.values())
         return {**means, "val/loss": weighted}
 
     def scores(self, loop: Loop) -> dict[str, float]:
@@ -129,7 +129,9 @@ class Validation(Hook):
 
         collected: list[tuple[Batch, Prediction]] = []
         with _autocast(loop):
-            collected += predict_batches(loop.objective, self.batches(), loop.feed, device=loop.device)
+            collected += predict_batches(
+                loop.objective, _while_not_stopped(loop, self.batches()), loop.feed, device=loop.device
+            )
         if not collected:
             return {}
         scores = torch.cat([p.scores.float().cpu() for _, p in collected]).numpy()
@@ -146,6 +148,12 @@ class Validation(Hook):
             if _both(labels[(v := valid[:, f].astype(bool)), f])
         ]
         return {"val/auroc_macro": float(np.mean(values))} if values else {}
+
+
+def _while_not_stopped(loop: Loop, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        loop.stop_if_told()
+        yield batch
 
 
 def _both(labels: Any) -> bool:
@@ -216,7 +224,7 @@ def embed(encoder: Any, batches: Iterable[Batch], loop: Loop) -> tuple[Tensor, T
     features, labels, groups = [], [], []
     training = encoder.training
     encoder.eval()
-    for batch in batches:
+    for batch in _while_not_stopped(loop, batches):
         if not batch.size:
             continue
         ready = loop.feed.augment(batch.to(loop.device), train=False)

@@ -31,13 +31,14 @@ def list_(*, kind: str | None = None, why: str | None = None) -> None:
 
 
 def _explain(name: str) -> None:
-    found = [entry for entry in registry.entries().values() if entry.name == name]
+    found = registry.named(name)
     if not found:
         everything = {entry.name for entry in registry.entries().values()}
         raise HilumError(f"nothing installed is named {name!r}", fix=nearest(name, everything) or "hilum list")
     for entry in found:
         missing = entry.missing()
-        print(f"{entry.kind} {entry.name}")
+        family = f", of the family {entry.name}" if entry.name != name else ""
+        print(f"{entry.kind} {name}{family}")
         print(f"  from      {entry.owner}")
         print(f"  target    {entry.path if entry.kind == 'recipe' else entry.target}")
         if entry.help:

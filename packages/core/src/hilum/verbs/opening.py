@@ -64,7 +64,7 @@ def open_study(
         need_labels=labelled,
         splits=splits,
     )
-    notes = [] if own or splits == ("train",) else _refuse_seen(model, study, np.concatenate(list(made.rows.values())))
+    notes = [] if own else _refuse_seen(model, study, np.concatenate(list(made.rows.values())))
     return Opened(model, made, notes=notes, bad_path=bad_path)
 
 

@@ -39,13 +39,13 @@ def predict(run: Path, root: Path, *, out: Path, checkpoint: str = "best", worke
     from hilum.verbs.opening import Opened
 
     model = load_model(run, checkpoint=checkpoint, device=inference_device())
-    root = Path(root)
+    root = Path(root).resolve()  # as the index names its files
     if not root.exists():
         raise HilumError(f"there is nothing at {root}", fix="give a folder of images")
     with tempfile.TemporaryDirectory(prefix="hilum-predict-") as scratch:
         folder = root
         if not root.is_dir():  # a folder of its own: not all that lies beside it
-            folder = Path(scratch) / "one"
+            folder = Path(scratch).resolve() / "one"
             folder.mkdir()
             shutil.copyfile(root, folder / root.name)
         key = Path(scratch) / "id.key"  # identities of new files are not kept: a throw-away key

@@ -20,7 +20,7 @@ from hilum.core.recipe import Recipe
 from hilum.core.types import LabelSpace
 from hilum.data.cache import ShardCache
 from hilum.data.module import DataModule
-from hilum.data.source import StudySource
+from hilum.data.source import StudySource, label_values
 from hilum.data.split import Split
 from hilum.data.study import Study
 from hilum.parts.window import apply_window
@@ -105,10 +105,10 @@ def open_data(
     if not len(among):
         _refuse_selection(recipe, study)
     names = label_names(recipe, study) if need_labels or study.label_names else ()
-    rows = {}
+    rows, whole = {}, {}
     for name in splits:
         part = fraction if name == "train" else 1.0
-        chosen = split.rows(name, fraction=part, fold=fold, among=among, labels=names)
+        chosen = whole[name] = split.rows(name, fraction=part, fold=fold, among=among, labels=names)
         rows[name] = chosen if limit is None else lowest_ranked(split, chosen, limit)
         if not len(chosen):
             raise HilumError(
@@ -122,6 +122,8 @@ def open_data(
             fix="hilum index ROOT --out STUDY --labels T.csv --join KEY",
         )
     lateral = _lateral(recipe, names)
+    if need_labels and purpose != "evaluate" and "train" in whole:
+        _refuse_empty_classes(recipe, study, whole["train"], names)  # a --limit is a try, and may leave one out
     cache, rehearsal = _cached(recipe, study, rows, rehearse=purpose == "dry run", quiet=quiet)
     data = Data(study, split, rows, None, cache, rehearsal=rehearsal)
     # a policy for uncertain labels is a way to train; nobody is judged, or selected, by a guessed truth
@@ -217,6 +219,25 @@ def _lateral(recipe: Recipe, names: Sequence[str]) -> frozenset[str]:
                 fix=nearest(name, names) or f"its labels: {', '.join(names) or 'none'}",
             )
     return frozenset(told)
+
+
+def _refuse_empty_classes(recipe: Recipe, study: Study, rows: Rows, names: tuple[str, ...]) -> None:
+    """A finding that training sees on one side only teaches a constant, and its loss hides that."""
+    values = label_values(study, rows, names, recipe["labels"].get("uncertain", "ignore"))
+    kinds = ((values == 1).sum(0), (values == 0).sum(0), np.isnan(values).sum(0))
+    counts = dict(zip(names, zip(*(kind.tolist() for kind in kinds), strict=True), strict=True))
+    empty = [n for n, (positive, negative, _) in counts.items() if not (positive and negative)]
+    if not empty:
+        return
+    usable = [n for n in names if n not in empty]
+    told = "; ".join("{} ({} positive, {} negative, {} unknown)".format(n, *counts[n]) for n in empty)
+    raise HilumError(
+        f"{len(empty)} of {len(names)} labels have no positive or no negative among the {len(rows)} training images: {told}",
+        where=recipe.where("labels.names"),
+        fix=f'--set "labels.names=[{", ".join(usable)}]", or another split or `where`'
+        if usable
+        else "make another split, or index with a table in which both kinds occur",
+    )
 
 
 def _refuse_selection(recipe: Recipe, study: Study) -> None:

@@ -50,7 +50,20 @@ def split(
         stratify=stratify or "auto", group_duplicates=group_duplicates, folds=folds, near=near, replace=replace,
     )  # fmt: skip
     print(render(made))
+    if from_ is None and (parts := _official(opened)):
+        told = f"the labels table has a column 'split' ({', '.join(parts)}), which was not used"
+        print(f"note: {told}; to take that official split: hilum split {study} --from split --name official")
     return made
+
+
+def _official(study: Any) -> list[str]:
+    """The parts that a column ``split`` of the study's own labels table names; the index keeps it where all words do."""
+    from hilum.data.tables import part_of
+
+    if study.labels is None or "split" not in study.labels.column_names:
+        return []
+    named = {part_of(word) for word in study.labels.column("split").unique().to_pylist() if word}
+    return [part for part in ("train", "val", "test") if part in named]
 
 
 def _table(told: str | None) -> tuple[str, str] | None:
@@ -101,5 +114,5 @@ def render(made: Any) -> str:
         sizes = [int((made.fold == i).sum()) for i in range(int(made.fold.max()) + 1)]
         role = "is val" if (made.split == "test").any() else "is test, the next one val"
         lines.append(f"folds of {', '.join(map(str, sizes))} patients over train and val; with --fold i, fold i {role}")
-    notes = [f"note: {w}" for w in made.warnings]
+    notes = [f"note: {w}" for w in (*made.warnings, *made.empty_classes())]
     return "\n".join([*lines, *notes, f"split {made.name}: digest {made.digest[:16]}"])

@@ -311,7 +311,8 @@ def run_one(
     if stage:
         loop.position.stage, loop.position.task = stage.get("stage", 0), stage.get("task", 0)
     if dry_run:
-        rehearse(loop, data, recipe)
+        with stack:
+            rehearse(loop, data, recipe)
         return RunResult(folder.path, "dry run", 0)
     if saved is not None:
         loop.restore(saved)

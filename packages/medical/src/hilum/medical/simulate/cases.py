@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from .anatomy import Chest, Volume
 from .appearance import Exposure, draw_exposure
-from .chance import generator
+from .chance import cohort_mark, generator
 from .findings import FINDINGS, Finding, draw_finding
 from .projection import Pose, Shape
 from .vendors import VENDORS, Vendor
@@ -58,7 +58,7 @@ class Patient:
 
     @property
     def patient_id(self) -> str:
-        return f"SIM{self.number:06d}"
+        return f"SIM{cohort_mark(self.seed)}{self.number:06d}"
 
     def shape_at(self, study: Study) -> Shape:
         return replace(self.shape, heart=study.heart)

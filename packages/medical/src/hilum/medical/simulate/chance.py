@@ -25,6 +25,19 @@ def generator(*names: Name) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(names)[:16], "little")))
 
 
+def cohort_mark(seed: int) -> str:
+    """Stands in every patient's identifier: cohorts of two seeds have no patient in common. Seed 0 has none, so that
+    its published numbers, which hang on how identifiers are hashed, stay what they are."""
+    return f"{seed}-" if seed else ""
+
+
+def accession(seed: int, plain: str) -> str:
+    """An accession number, 16 characters at most (PS3.5, SH), that no cohort of another seed has."""
+    return (
+        plain if not seed else f"SIM{int.from_bytes(_digest(('accession', seed, plain))[:8], 'little') % 10**13:013d}"
+    )
+
+
 def uid(*names: Name) -> str:
     """A DICOM UID under 2.25 (PS3.5 B.2: the decimal form of a UUID), the same for the same names."""
     return f"2.25.{uuid.UUID(bytes=_digest(('uid', *names))[:16], version=4).int}"

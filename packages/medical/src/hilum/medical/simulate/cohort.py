@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hilum.core.errors import HilumError, nearest
 
 from .anatomy import Chest, load_chest
-from .chance import generator
+from .chance import cohort_mark, generator
 from .findings import FINDINGS, PREVALENCE
 
 Row = dict[str, Any]
@@ -257,7 +257,7 @@ def simulate_cohort(
         damaged.append((kind, target))
     for number in range(copies):
         original = rows[int(chosen.integers(count))]
-        target = f"SIMCOPY{number:05d}/S1/I1.dcm"
+        target = f"SIMCOPY{cohort_mark(seed)}{number:05d}/S1/I1.dcm"
         study, sop, patient = copy_near(
             root / "dicom" / original["path"], root / "dicom" / target, seed=seed, number=number
         )

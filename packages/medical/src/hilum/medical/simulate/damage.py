@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .chance import Name, generator, uid
+from .chance import Name, accession, cohort_mark, generator, uid
 from .vendors import EXPLICIT, IMPLICIT, RLE
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def copy_near(source: Path, target: Path, *, seed: int, number: int) -> tuple[st
     noise = generator(seed, "copy", number, "noise").integers(-2, 3, (int(data.Rows), int(data.Columns)))
     top = (1 << int(data.BitsStored)) - 1
     data.PixelData = np.clip(data.pixel_array.astype(np.int32) + noise, 0, top).astype("<u2").tobytes()
-    data.PatientID, data.PatientName = f"SIMCOPY{number:05d}", f"SIMULATED^COPY{number:03d}"
-    data.AccessionNumber = f"SIMCOPY{number:06d}"
+    data.PatientID, data.PatientName = f"SIMCOPY{cohort_mark(seed)}{number:05d}", f"SIMULATED^COPY{number:03d}"
+    data.AccessionNumber = accession(seed, f"SIMCOPY{number:06d}")
     data.StudyInstanceUID = uid(seed, "copy", number, "study")
     target.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(target, enforce_file_format=True)

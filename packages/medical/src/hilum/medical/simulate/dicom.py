@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cases import Image, Patient, Study
-from .chance import generator, uid
+from .chance import accession, generator, uid
 from .vendors import EXPLICIT, IMPLICIT, write_pixels
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def to_dataset(
     date = str(np.datetime64("2020-01-01") + np.timedelta64(day, "D")).replace("-", "")
     data.StudyDate = data.AcquisitionDate = date
     data.StudyTime = data.AcquisitionTime = f"{int(rng.integers(7, 19)):02d}{int(rng.integers(60)):02d}00"
-    data.AccessionNumber, data.StudyID = f"SIM{patient.number:06d}{study.number:02d}", str(study.number + 1)
+    data.AccessionNumber = accession(patient.seed, f"SIM{patient.number:06d}{study.number:02d}")
+    data.StudyID = str(study.number + 1)
     data.SeriesNumber, data.InstanceNumber = image.number + 1, 1
     data.ReferringPhysicianName, data.Manufacturer, data.ManufacturerModelName = "", vendor.name, vendor.model
     data.Modality, data.BodyPartExamined, data.ViewPosition = vendor.modality, "CHEST", image.pose.view
