@@ -75,6 +75,7 @@ def options() -> argparse.Namespace:
         "--data", type=Path, default=os.environ.get("HILUM_TEST_DATA"), help="folder of the real images"
     )
     parser.add_argument("--natural", help="a local weights file of the ViT, pretrained on natural images")
+    parser.add_argument("--tables", nargs="+", choices=["vit", "lite"], default=["vit", "lite"])
     parser.add_argument("--vit", choices=sorted(VITS), default="small", help="tiny is timm's ViT-Ti/16")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--vit-epochs", type=int, default=20)
@@ -177,8 +178,12 @@ def main() -> int:
         simulated = root / "simulated"
         with ProcessPoolExecutor(min(told.jobs, told.folds + 1), mp_context=spawned) as pool:
             size, workers = told.size, max(told.jobs // 2, 1)
-            waits = [pool.submit(pretrain_on_simulated, str(made["lite"]), simulated, told.simulated, size, workers)]
-            for fold in range(told.folds):
+            waits = []
+            if "lite" in told.tables:
+                waits += [
+                    pool.submit(pretrain_on_simulated, str(made["lite"]), simulated, told.simulated, size, workers)
+                ]
+            for fold in range(told.folds) if "vit" in told.tables else ():
                 out = root / "mae" / str(fold)
                 waits += [pool.submit(pretrain_fold, str(made["mae"]), study, out, fold)]
             for wait in waits:
@@ -195,6 +200,8 @@ def main() -> int:
             (vit_title, "vit", vit, made["vit"]),
             (lite_title, "lite", lite, made["lite"]),
         ):
+            if name not in told.tables:
+                continue
             study_of(told, name, root, starts, recipe)
             absent = (
                 []

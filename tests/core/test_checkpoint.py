@@ -266,7 +266,10 @@ except HilumError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["free space there and run `hilum resume`; the last good checkpoint was kept", "1"]
+    assert done.stdout.splitlines() == [
+        "free space there and run `hilum resume`; the last good checkpoint was kept",
+        "1",
+    ]
     assert not [p.name for p in tmp_path.iterdir() if "partial" in p.name or "incoming" in p.name]
 
 

@@ -16,6 +16,8 @@ from hilum.core.errors import HilumError
 from hilum.verbs.doctor import ui
 from hilum.verbs.listing import list_
 
+RUN = subprocess.run
+
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
@@ -33,11 +35,10 @@ def free() -> int:
 def serves(monkeypatch: pytest.MonkeyPatch, code: int) -> list[list[str]]:
     """The server is a process that ends at once with ``code``; returns the commands that it was started with."""
     started: list[list[str]] = []
-    real = subprocess.run
 
     def run(command: list[str], **options: Any) -> Any:
         started.append(command)
-        return real([sys.executable, "-c", f"raise SystemExit({code})"], **options)
+        return RUN([sys.executable, "-c", f"raise SystemExit({code})"], **options)
 
     monkeypatch.setattr(subprocess, "run", run)
     return started

@@ -191,13 +191,12 @@ def start(
 
 
 def _check_augment(recipe: Recipe) -> None:
-    """Unknown augmentation keys and ranges, with the recipe's file and line."""
+    """Unknown augmentation keys and ranges, with the place they came from."""
     from hilum.augment.ops import read_ops
+    from hilum.verbs.components import told_by
 
-    try:
+    with told_by(recipe, "augment", "the augmentation"):
         read_ops(recipe["augment"])
-    except HilumError as error:
-        raise HilumError(error.what, where=recipe.where("augment"), fix=error.fix) from None
 
 
 def _foreign(study: Path, run: Path) -> bool:
