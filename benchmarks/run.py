@@ -21,7 +21,13 @@ from claims import arguments, cores, machine
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SCRIPTS = ("mae_step", "cache", "loader", "data_wait", "start", "simulator")
+SCRIPTS = (
+    "mae_step",
+    "cache",
+    "loader",
+    "start",
+    "simulator",
+)  # data_wait.py is for a GPU, radiographs.py for an evening
 LIMIT_S = 3600
 
 
