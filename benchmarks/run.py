@@ -27,7 +27,7 @@ SCRIPTS = (
     "loader",
     "start",
     "simulator",
-)  # data_wait.py is for a GPU, radiographs.py for an evening
+)  # data_wait.py is for a GPU, radiographs.py trains for long
 LIMIT_S = 3600
 
 
