@@ -91,7 +91,18 @@ def _masks(
 def simulate_patient(number: int, settings: Settings) -> list[Row]:
     """Write one patient's files; returns a row an image. Runs in a worker process, on one thread."""
     import torch
+    from threadpoolctl import threadpool_limits
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same bits whatever the machine's cores; processes share the cores
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            return _simulate_patient(number, settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _simulate_patient(number: int, settings: Settings) -> list[Row]:
     from .appearance import develop
     from .cases import body, draw_patient
     from .dicom import identifiers, to_dataset
@@ -99,8 +110,6 @@ def simulate_patient(number: int, settings: Settings) -> list[Row]:
     from .projection import project, sampling
     from .reports import write_report
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same bits whatever the machine's cores; processes share the cores
     chest = load_chest()
     patient = draw_patient(settings.seed, number, chest, prevalence=settings.prevalence, images=settings.images)
     own, vendor = body(patient, chest), patient.vendor
@@ -141,7 +150,6 @@ def simulate_patient(number: int, settings: Settings) -> list[Row]:
                     "report": text,
                 }
             )
-    torch.set_num_threads(threads)
     return rows
 
 
