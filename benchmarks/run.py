@@ -22,6 +22,8 @@ from claims import arguments, cores, machine
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 SCRIPTS = (
+    "index",
+    "volumes",
     "mae_step",
     "cache",
     "loader",

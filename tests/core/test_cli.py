@@ -179,6 +179,11 @@ def test_an_unexpected_fault_is_one_message_that_quotes_nothing(
     monkeypatch.setenv("HILUM_DEBUG", "0")
     assert run(fail(ValueError("x"))) == 1
     monkeypatch.setenv("HILUM_DEBUG", "1")
+    capsys.readouterr()
+    assert run(fail(ValueError("DOE^JANE"))) == 1
+    told = capsys.readouterr().err
+    assert "test_cli.py" in told and "ValueError (its text is not shown" in told
+    monkeypatch.setenv("HILUM_DEBUG", "raise")
     with pytest.raises(ValueError, match="DOE"):
         run(fail(ValueError("DOE^JANE")))
 

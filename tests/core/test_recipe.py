@@ -175,7 +175,6 @@ def test_values_out_of_range_are_refused_with_what_is_allowed(setting: str, told
         ("link=[[image, text]]", "link=[]"),
         ("schedule.patience=5", ""),
         ("schedule.name=plateau", "schedule.name=step"),
-        ("views.image.voi=LUNG", "views.image.voi=auto"),
         ("views.image.pick=one_of_study", ""),
         ("views.image.frames=16", ""),
         ("views.image.spacing_mm=1.0", ""),

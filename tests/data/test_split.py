@@ -343,6 +343,15 @@ def test_images_of_several_frames_are_in_no_part_and_told(tmp_path: Path) -> Non
     assert split.warnings == ["left out: 3 images of several frames (2-D views take one)"]
 
 
+def test_a_study_of_volumes_alone_is_split_over_them(tmp_path: Path) -> None:
+    owners = [f"g{i // 2:02d}" for i in range(40)]
+    volumes = make_split(write_study(tmp_path / "volumes", owners, frames=[9] * 40))
+    flat = make_split(write_study(tmp_path / "flat", owners), near=False)
+    assert volumes.split.tolist() == flat.split.tolist()  # the same groups, seed and strata: the same split
+    assert volumes.warnings == [] and volumes.info["near_copies"] is None
+    assert len(volumes.rows("test")) == 2 * len(volumes.groups("test")) > 0
+
+
 def test_copies_that_appear_later_are_noticed(tmp_path: Path) -> None:
     """``duplicate_of`` and conflicts change no digest line; the check itself must find the leak."""
     owners = [f"g{i:02d}" for i in range(20)]

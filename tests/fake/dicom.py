@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 ROOT = "1.2.826.0.1.3680043.8.498."
 
@@ -39,7 +46,8 @@ def dataset(
     meta.TransferSyntaxUID = UID(syntax)
     meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = uid(study, series, instance)
-    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    encoding = {"is_implicit_VR": syntax == ImplicitVRLittleEndian, "is_little_endian": syntax != ExplicitVRBigEndian}
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
     data.SOPClassUID, data.SOPInstanceUID = sop_class, uid(study, series, instance)
     data.StudyInstanceUID, data.SeriesInstanceUID = uid(study), uid(study, series)
     data.Modality, data.BodyPartExamined, data.ViewPosition = "DX", "CHEST", "PA"
@@ -61,7 +69,7 @@ def dataset(
         data.HighBit = data.BitsStored - 1
         data.PixelRepresentation = int(pixels.dtype.kind == "i")
         data.PixelSpacing = [0.5, 0.25]
-        order = ">" if syntax == "1.2.840.10008.1.2.2" else "<"
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
         raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
         data.PixelData = (
             encapsulate(fragments, has_bot=False) if fragments is not None else raw + b"\0" * (len(raw) % 2)
@@ -82,6 +90,14 @@ def write(path: Path, pixels: NDArray[Any] | None, **options: Any) -> Path:
     return path
 
 
+def item(**attributes: Any) -> Dataset:
+    """An item of a sequence."""
+    found = Dataset()
+    for name, value in attributes.items():
+        setattr(found, name, value)
+    return found
+
+
 def table(first: int, entries: NDArray[Any], bits: int, *, signed: bool = False) -> Dataset:
     """An item of a Modality or VOI LUT Sequence."""
     item = Dataset()
@@ -96,3 +112,28 @@ def phantom(seed: int = 0, shape: tuple[int, int] = (24, 32), bits: int = 12) ->
     ramp = np.add.outer(np.linspace(0, 0.5, shape[0]), np.linspace(0, 0.4, shape[1]))
     values = (ramp + rng.uniform(0, 0.1, shape)) * ((1 << bits) - 1)
     return values.astype(np.uint16)
+
+
+def fragmented(path: Path, pixels: NDArray[Any], streams: list[bytes], *, syntax: str, **options: Any) -> Path:
+    """A compressed file in any syntax, those that pydicom does not write included."""
+    known = "1.2.840.10008.1.2.4.70"
+    even = [stream + b"\0" * (len(stream) % 2) for stream in streams]
+    write(path, pixels, syntax=known, fragments=even, **options)
+    return with_syntax(path, syntax)
+
+
+def with_syntax(path: Path, syntax: str) -> Path:
+    """The same file under another transfer syntax, in its meta information alone."""
+    whole = path.read_bytes()
+    at = whole.index(b"\x02\x00\x10\x00UI")
+    length = int.from_bytes(whole[at + 6 : at + 8], "little")
+    name = syntax.encode() + b"\0" * (len(syntax) % 2)
+    size = int.from_bytes(whole[140:144], "little") + len(name) - length
+    whole = whole[: at + 6] + len(name).to_bytes(2, "little") + name + whole[at + 8 + length :]
+    path.write_bytes(whole[:140] + size.to_bytes(4, "little") + whole[144:])
+    return path
+
+
+def own(name: str) -> Path:
+    """A file that pydicom carries."""
+    return Path(str(get_testdata_file(name, download=False)))

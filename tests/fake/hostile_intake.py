@@ -24,6 +24,8 @@ class HostileIntake:
             os.kill(os.getpid(), signal.SIGSEGV)
         if deed == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if deed == "slow":
+            time.sleep(0.02)
         if deed == "hang":
             time.sleep(1000)
         if deed == "hog":

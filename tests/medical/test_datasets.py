@@ -62,9 +62,13 @@ def test_nih_faults_are_named(tmp_path: Path) -> None:
         NIHChestXray14().table(tmp_path)
     assert "'PatientID'" in caught.value.fix
     file.write_text(good.replace("Infiltration", "Infiltrate"))
-    with pytest.raises(HilumError, match="unknown finding 'Infiltrate'") as caught:
+    with pytest.raises(HilumError, match="unknown finding") as caught:
         NIHChestXray14().table(tmp_path)
     assert "row" in caught.value.where and "Infiltration" in caught.value.fix
+    file.write_text(good.replace("Infiltration", "Doe^Jane"))  # a column further: cells are not quoted
+    with pytest.raises(HilumError, match="unknown finding") as caught:
+        NIHChestXray14().table(tmp_path)
+    assert "Doe" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["CheXpert-v1.0-small/", "", "CheXpert-v1.0/"])

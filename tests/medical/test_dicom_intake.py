@@ -127,8 +127,8 @@ def test_bombs_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     data.save_as(tmp_path / "rle.dcm", enforce_file_format=True)
     head = own("image_dfl.dcm").read_bytes()
     start = 132 + 12 + struct.unpack("<I", head[140:144])[0]
-    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = engine.compress(b"\x08\x00\x70\x00LO\x08\x00" + b"A" * (1 << 28)) + engine.flush()
+    engine = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = engine.compress(b"\x08\x00\x70\x00LO\x08\x00" + b"A" * (1 << 27)) + engine.flush()
     (tmp_path / "deflate.dcm").write_bytes(head[:start] + bomb)
     tracemalloc.start()
     rows = [read(tmp_path / n, max_bytes=1 << 26) for n in ("rle.dcm", "deflate.dcm")]
@@ -291,7 +291,7 @@ def test_every_file_of_pydicom_ends_with_a_known_reason() -> None:
     faults = {
         n: r.reason
         for n, r in rows.items()
-        if r.status == "quarantined" and r.reason not in ("not_dicom", "empty_file")
+        if r.status == "quarantined" and r.reason not in ("not_dicom", "empty_file", "unsupported_container")
     }
     assert faults == {
         "JPEG2000-embedded-sequence-delimiter.dcm": "inconsistent_attributes",

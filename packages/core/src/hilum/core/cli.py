@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hilum.core.errors import HilumError, UsageError, nearest
+from hilum.core.privacy import install, trace
 from hilum.core.registry import registry
 
 SYSTEM = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission", errno.EROFS: "the disk is read-only"}
@@ -27,6 +28,7 @@ SYSTEM = {errno.ENOSPC: "the disk is full", errno.EACCES: "no permission", errno
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (FORMATS: 0, 1 user error, 2 usage, 3, 4, 130, 143)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    unguard = install()  # no library quotes a value of a file aloud
     try:
         return _dispatch(arguments)
     except SystemExit as end:  # argparse, after --help
@@ -41,14 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get("HILUM_DEBUG", "0") not in ("", "0"):
+        debug = os.environ.get("HILUM_DEBUG", "0")
+        if debug == "raise":  # with its text, which may quote a header or a path
             raise
+        if debug not in ("", "0"):
+            print(trace(error), file=sys.stderr)
+            return 1
         told, fix = "this should not have happened", "run again with HILUM_DEBUG=1 for the full trace, and report it"
         if isinstance(error, OSError) and error.errno in SYSTEM:
             told, fix = SYSTEM[error.errno], "mend that and run the command again"
         place = f"{type(error).__name__} in {_innermost(error)}"  # without its text, which may quote a header or a path
         print(f"hilum: {told}: {place}\n  fix:   {fix}", file=sys.stderr)
         return 1
+    finally:
+        if argv is not None:  # a process of its own stays guarded to its last word
+            unguard()
 
 
 def _innermost(error: BaseException) -> str:

@@ -158,12 +158,13 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "run": {
         "study": TEXT, "split": TEXT, "fraction": SHARE, "fold": COUNT_OR_NONE, "init": TEXT, "index_digest": TEXT,
         "split_digest": TEXT, "hilum": TEXT, "name": TEXT, "rows": SECTION, "threads": _whole(),
+        "allow_overlap": Key((list,), items=TEXT),
     },
 }  # fmt: skip
 VIEW: dict[str, Key] = {
     "kind": TEXT, "size": SIZE, "channels": COUNT, "ignore_index": _whole(),
     "normalise": Key((str, list), choices=("dataset", "imagenet", "none"), items=NUMBERS, length=2),
-    "voi": _waits(str, neutral=("auto",), fix="voi: auto, which takes the window that the index found"),
+    "voi": Key((str, int), 0),
     "pick": _waits(str, fix="leave it out: every image is a sample"), "sections": _waits(list),
     "min_tokens": _waits(int), "max_tokens": _waits(int), "unit": _waits(str), "axes": _waits(str),
     "frames": _waits(int), "spacing_mm": _waits(float, list),

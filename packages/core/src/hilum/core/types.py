@@ -477,7 +477,7 @@ class IndexRow:
 
     ``columns`` holds FORMATS 5 columns. ``identity`` holds what must be hashed and dropped, by role: "group" ((issuer,
     patient id) or None), "study", "series", "sample", and join keys "sop_instance_uid" "study_instance_uid" "accession"
-    "patient_id" "issuer".
+    "patient_id" "issuer", and "refers_to" (list of the series that a label marks).
     """
 
     status: Literal["indexed", "skipped", "quarantined"]
@@ -492,7 +492,11 @@ class IndexRow:
 
 @runtime_checkable
 class Intake(Protocol):
-    """Reads one family of files. Core's ``index`` runs it in isolated workers under :class:`Limits`."""
+    """Reads one family of files. Core's ``index`` runs it in isolated workers under :class:`Limits`.
+
+    An intake may have ``volume_options`` (name -> help, for ``hilum index --volumes``); its ``problems`` then takes those
+    that the user named as a second argument, a frozenset.
+    """
 
     name: str
 

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -27,9 +26,12 @@ from numpy.typing import NDArray
 
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Intake, Limits
+from hilum.data.archives import forget
 from hilum.data.image import STATISTICS, CachedImage, installed_intakes, open_image
-from hilum.data.isolation import Readers
+from hilum.data.isolation import modules_of, refusal
 from hilum.data.ledger import Rejected
+from hilum.data.pool import Pool
+from hilum.data.progress import following
 from hilum.data.reduce import reduced_size
 from hilum.data.shards import ALIGN, Entries, Shard, record_of
 
@@ -50,7 +52,8 @@ class Built:
 
 
 class ShardCache:
-    """Reduced images of ``rows`` (default: all) of a study. ``side`` is the short side in pixels, or "full"."""
+    """Reduced images of ``rows`` (default: all) of a study. ``side`` is the short side in pixels, or "full"; ``voi``
+    the window (:func:`~hilum.data.image.open_image`)."""
 
     def __init__(
         self,
@@ -61,12 +64,13 @@ class ShardCache:
         intakes: Sequence[Intake] | None = None,
         workers: int | None = None,
         limits: Limits | None = None,
+        voi: str | int = "auto",
     ) -> None:
         if side != "full" and (not isinstance(side, int) or side < 1):
             raise HilumError(f"cache.side is a number of pixels or 'full', not {side!r}")
         self.study, self.side = study, None if side == "full" else side
         self.rows: NDArray[np.int64] = np.asarray(study.rows(None) if rows is None else rows, np.int64)
-        self.workers, self.limits, self._intakes = workers, limits or Limits(), intakes
+        self.workers, self.limits, self._intakes, self.voi = workers, limits or Limits(), intakes, voi
         self.folder = Path(study.path) / "cache" / self.fingerprint
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
 
@@ -75,7 +79,8 @@ class ShardCache:
         """What decides the bytes: format, side, and the readers that indexed the study, with their versions."""
         used = {str(s) for s in self.study.column("source") if s is not None}
         readers = {n: str(getattr(i, "version", 1)) for n, i in installed_intakes(self._intakes).items() if n in used}
-        text = json.dumps({"format": FORMAT, "side": self.side, "readers": readers}, sort_keys=True)
+        about = {"format": FORMAT, "side": self.side, "readers": readers}
+        text = json.dumps(about if self.voi == "auto" else about | {"voi": str(self.voi)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     # ---- reading --------------------------------------------------------------------------------------------
@@ -187,29 +192,25 @@ class ShardCache:
             )
 
     def _write(self, rows: NDArray[np.int64], progress: bool) -> None:
-        by_path: dict[Path, list[int]] = {}
-        for row in rows.tolist():
-            by_path.setdefault(self.study.file(row)[0], []).append(row)
-        paths, workers = list(by_path), self.workers
+        workers = self.workers
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        reducer = _Reducer(without_tables(self.study), self.side, by_path, installed_intakes(self._intakes))
-        results = Readers([reducer], workers=workers, limits=self.limits).read(paths)
+        reducer = _Reducer(without_tables(self.study), self.side, installed_intakes(self._intakes), self.voi)
+        preload = [__name__, *modules_of(list(reducer.intakes.values()))]
+        results = Pool(reducer, workers=workers, limits=self.limits, preload=preload, most=1).run(rows.tolist())
         ids, appearance = list(self.study.column("sample_id")), self.study.appearance
         shard = Shard(self.folder)
         try:
-            for position, answers in _bar(results, len(paths), shown=progress):
-                told = {a.columns.get("row"): a for a in answers}
-                for row in by_path[paths[position]]:
-                    answer = told.get(row, answers[0])
+            for answers in following(results, len(rows), name="cache", shown=progress):
+                for row, answer in answers:
                     record = {"sample_id": ids[row], "appearance": appearance[row]}
                     if answer.status == "indexed":
                         shard.add(record | answer.columns["record"], answer.columns["data"])
                     elif not self._recorded(row, answer):
                         shard.add(record | {"reason": answer.reason, "message": answer.message})
-                if shard.full:
-                    shard.close()
-                    shard = Shard(self.folder)
+                    if shard.full:
+                        shard.close()
+                        shard = Shard(self.folder)
         finally:
             shard.close()  # after an interruption too: what was read is kept
 
@@ -219,33 +220,26 @@ class ShardCache:
 
 
 class _Reducer:
-    """An :class:`~hilum.core.types.Intake` in shape, so that cache jobs run under the readers' isolation and limits."""
+    """A pool's task: a row to (row, its record and data, or why it cannot be read)."""
 
-    name = "cache"
+    def __init__(self, study: Any, side: int | None, intakes: dict[str, Intake], voi: str | int) -> None:
+        self.study, self.side, self.intakes, self.voi = study, side, intakes, voi
 
-    def __init__(
-        self, study: Any, side: int | None, by_path: dict[Path, list[int]], intakes: dict[str, Intake]
-    ) -> None:
-        self.study, self.side, self.by_path, self.intakes = study, side, by_path, intakes
+    def __call__(self, row: int) -> tuple[int, IndexRow]:
+        try:
+            record, data = record_of(open_image(self.study, row, side=self.side, intakes=self.intakes, voi=self.voi))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a library written in Rust is no Exception
+            return row, refusal(error)
+        return row, IndexRow("indexed", columns={"record": record, "data": data})
 
-    def claims(self, path: Path, head: bytes) -> float:
-        return 1.0
+    def pack(self, answers: list[Any]) -> list[Any]:
+        return answers
 
-    def read(self, path: Path, limits: Limits) -> list[IndexRow]:
-        out = []
-        for row in self.by_path[path]:
-            try:
-                record, data = record_of(open_image(self.study, row, side=self.side, intakes=self.intakes))
-                out.append(IndexRow("indexed", columns={"row": row, "record": record, "data": data}))
-            except Rejected as error:
-                out.append(IndexRow("quarantined", error.reason, error.what, columns={"row": row}))
-        return out
-
-    def open(self, path: Path, row: Any) -> Any:
-        raise HilumError("a cache job reads and reduces in one go")
-
-    def problems(self, rows: Any) -> list[dict[str, Any]]:
-        return []
+    def lost(self, row: int, part: int, told: IndexRow, pid: int) -> tuple[int, IndexRow]:
+        forget(pid)
+        return row, told
 
 
 def without_tables(study: Any) -> Any:
@@ -280,17 +274,3 @@ def _lock(path: Path) -> Iterator[None]:
         except (ImportError, OSError):
             log.warning("cache: this file system has no locks")
         yield
-
-
-def _bar(results: Iterator[Any], total: int, *, shown: bool) -> Iterator[Any]:
-    if not (shown and sys.stderr.isatty()):
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("cache", total=total)
-        for result in results:
-            yield result
-            bar.advance(task)

@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hilum.core.errors import HilumError
 from hilum.core.types import Intake, Pixels, ViewGeometry, Window
+from hilum.data.archives import member_file
 from hilum.data.ledger import Rejected
 from hilum.data.reduce import area_average, reduced_size, valid_average
 from hilum.parts.geometry import crop_resize
+from hilum.parts.window import apply_window
 
 STATISTICS: Final = ("min", "max", "mean", "std", "p005", "p995", "background")
 
@@ -46,6 +49,14 @@ class CachedImage:
     @property
     def factor(self) -> tuple[float, float]:
         return self.source_size[0] / self.size[0], self.source_size[1] / self.size[1]
+
+    def shown(self) -> NDArray[np.uint8]:
+        """As it displays in its window: (H,W), or (H,W,3) in colour."""
+        values = self.stored.float() * self.slope + self.intercept
+        if self.window is not None:
+            values = apply_window(values, self.window)
+        grey: NDArray[np.uint8] = (values.nan_to_num().clamp(0, 1) * 255).byte().numpy()
+        return grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
 
     def geometry(self) -> ViewGeometry:
         """Cached pixel centres to the file's pixel centres."""
@@ -120,14 +131,31 @@ def _statistics(
     return dict(zip(STATISTICS, map(float, numbers), strict=True))
 
 
-def open_image(study: Any, row: int, *, side: int | None, intakes: Mapping[str, Intake]) -> CachedImage:
-    """Read and reduce the file of an index row through the intake that indexed it."""
+def open_image(
+    study: Any, row: int, *, side: int | None, intakes: Mapping[str, Intake], voi: str | int = "auto"
+) -> CachedImage:
+    """Read and reduce the file of an index row through the intake that indexed it.
+
+    ``voi`` names a window other than the file's first one: only an intake with ``chooses_window`` can be asked for it.
+    """
     about = study.row(row)
     intake = intakes.get(about.get("source") or "")
     if intake is None:
         raise Rejected("missing_reader", f"the reader {about.get('source')!r} that indexed this file is not installed")
+    if voi != "auto" and not getattr(intake, "chooses_window", False):
+        raise Rejected("no_such_window", f"files read by {intake.name!r} have one window")
     path, member = study.file(row)
-    return reduce_pixels(intake.open(path, {**about, "member": member}), side=side)
+    with member_file(path, member) as file:
+        if file.is_file() and not file.stat().st_size:
+            raise Rejected("empty_file", "the file is empty")
+        asked: dict[str, Any] = {} if voi == "auto" else {"voi": voi}
+        try:
+            pixels = intake.open(file, {**about, "member": member}, **asked)
+        except HilumError as error:
+            if not asked or isinstance(error, Rejected):
+                raise
+            raise Rejected("no_such_window", error.what) from None
+        return reduce_pixels(pixels, side=side)
 
 
 def installed_intakes(intakes: Sequence[Intake] | None = None) -> dict[str, Intake]:

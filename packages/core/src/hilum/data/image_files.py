@@ -65,7 +65,7 @@ class ImageFilesIntake:
     def open(self, path: Path, row: Mapping[str, Any]) -> Pixels:
         """Stored values (F,H,W) or (F,H,W,3); grey images of more than 8 bits get the row's percentile window."""
         columns, _ = self._header(path, Limits())
-        _, shown = _decode(path, columns["frames"])
+        stored, shown = _decode(path, columns["frames"])
         statistics = row if row.get("p995") is not None else {}
         if not statistics and shown.dtype != np.uint8:
             measured = Measurement(modality=False)
@@ -78,6 +78,9 @@ class ImageFilesIntake:
             "window": window.source,
             "voi_lut": "none",
         }
+        if row.get("inverted") and stored is shown and shown.ndim == 3:  # a published table says so; the file cannot
+            window = Window(-window.hi, -window.lo, source=window.source)
+            return Pixels(shown, slope=-1.0, window=window, inverted=True, provenance=provenance)
         return Pixels(shown, window=window, provenance=provenance)
 
     def problems(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from hilum.core.errors import HilumError
 
 _TEXT, _REAL, _LIST = pa.string(), pa.float64(), pa.list_(pa.string())
+_KEYS = pa.list_(pa.struct([("name", _TEXT), ("values", pa.list_(_REAL))]))
 
 COLUMNS = pa.schema(
     [
@@ -66,9 +67,14 @@ COLUMNS = pa.schema(
         ("voi_lut", _TEXT),
         ("frames_axis", _TEXT),
         ("inverted", pa.bool_()),  # displays inverted: Pixels negates slope, intercept and window
+        ("vendor", _TEXT),  # a listed maker
+        ("orientation", pa.list_(_REAL)),  # row and column cosines, LPS: 6, or 6 a frame
+        ("positions", pa.list_(_REAL)),  # mm LPS of the first pixel's centre: 3 a frame
+        ("frame_keys", _KEYS),  # what else tells frames apart: one value a frame, or one for all
+        ("refers_to", _LIST),  # series that a label marks
     ]
 )
-"""Columns of ``index.parquet`` (FORMATS 5), plus ``inverted``."""
+"""Columns of ``index.parquet`` (FORMATS 5), plus ``inverted`` and what follows it."""
 
 STATE = pa.schema(
     [
@@ -123,21 +129,29 @@ class Rejected(HilumError):
 
 def counts_of(index: pa.Table) -> dict[str, Any]:
     """``found = indexed + skipped + quarantined``; files that were there before are ``vanished``; ``reasons``."""
-    statuses, reasons = index.column("status").to_pylist(), index.column("reason").to_pylist()
-    gone = sum(reason == "vanished" for reason in reasons)
-    totals = Counter(statuses)
-    counts = {"found": len(statuses) - gone, "indexed": totals["indexed"], "skipped": totals["skipped"] - gone}
+    pairs = _pairs(index)
+    gone = sum(n for (_, reason), n in pairs.items() if reason == "vanished")
+    totals, faults = Counter[str](), Counter[str]()
+    for (status, reason), n in pairs.items():
+        totals[status] += n
+        if status != "indexed" and reason != "vanished":
+            faults[reason] += n
+    counts = {"found": len(index) - gone, "indexed": totals["indexed"], "skipped": totals["skipped"] - gone}
     counts |= {"quarantined": totals["quarantined"], "vanished": gone}
-    faults = Counter(r for s, r in zip(statuses, reasons, strict=True) if s != "indexed" and r != "vanished")
     return {**counts, "reasons": dict(sorted(faults.items()))}
 
 
 def exit_code(index: pa.Table, *, max_quarantined: float | str | None = None) -> int:
     """0, or 3 where files were quarantined for more than HARMLESS reasons and more than ``max_quarantined`` of those
     found."""
-    pairs = zip(index.column("status").to_pylist(), index.column("reason").to_pylist(), strict=True)
-    faulty = sum(s == "quarantined" and r not in HARMLESS for s, r in pairs)
+    faulty = sum(n for (s, r), n in _pairs(index).items() if s == "quarantined" and r not in HARMLESS)
     return 3 if faulty > share(max_quarantined) * counts_of(index)["found"] else 0
+
+
+def _pairs(index: pa.Table) -> dict[tuple[str, str], int]:
+    """Rows by (status, reason)."""
+    counted = index.select(["status", "reason"]).group_by(["status", "reason"]).aggregate([([], "count_all")])
+    return {(row["status"], row["reason"]): row["count_all"] for row in counted.to_pylist()}
 
 
 def share(value: float | str | None) -> float:
@@ -152,8 +166,9 @@ def share(value: float | str | None) -> float:
 
 
 def path_text(path: bytes) -> str:
-    r"""A path as it is stored: bytes that are not UTF-8 as a backslash, x and two hex digits."""
-    return path.decode("utf-8", "backslashreplace")
+    r"""A path as it is stored: bytes that are not UTF-8 as a backslash, x and two hex digits; a backslash that would read
+    as the start of such a one likewise (``\x5c``)."""
+    return re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", path).decode("utf-8", "backslashreplace")
 
 
 def path_bytes(text: str) -> bytes:

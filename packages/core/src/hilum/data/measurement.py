@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+_SLICE = 1 << 16  # values counted at a time: they and the bins stay in the processor's cache
 _SAMPLES = 1 << 20  # values kept a chunk where no exact histogram is possible
 
 
@@ -20,10 +21,12 @@ class Measurement:
     least that share of pixels at or below it). Others keep a regular sample for percentiles.
     """
 
+    hashes: ClassVar[bool] = True  # off only where what hashing costs is measured
+
     def __init__(self, *, slope: float = 1.0, intercept: float = 0.0, modality: bool = True) -> None:
         self.slope, self.intercept = slope, intercept
         self._stored = hashlib.sha256()
-        self._modality = hashlib.sha256() if modality else None
+        self._modality = hashlib.sha256() if modality and self.hashes else None
         self._counts: NDArray[np.int64] | None = None
         self._first = 0  # stored value of histogram bin 0
         self._samples: list[Array] = []
@@ -42,7 +45,8 @@ class Measurement:
     ) -> None:
         """A chunk (F,H,W) or (F,H,W,C). ``values`` are modality values where they are not one line of ``stored``,
         ``shown`` what is measured in place of ``stored`` (RGB of a palette); ``valid`` (F,H,W) is False on padding."""
-        self._stored.update(hashable(stored))
+        if self.hashes:
+            self._stored.update(hashable(stored))
         if self._modality is not None:
             line = self._line(stored) if values is None else values
             self._modality.update(np.ascontiguousarray(line, "<f4").data.cast("B"))
@@ -82,8 +86,11 @@ class Measurement:
         words = stored.ravel().view(f"u{stored.dtype.itemsize}")
         if stored.dtype.kind == "i":  # flipping the sign bit orders signed values like unsigned ones
             self._first, words = -(1 << (bits - 1)), words ^ np.array(1 << (bits - 1), words.dtype)
-        counts = np.bincount(words, minlength=1 << bits)
-        self._counts = counts if self._counts is None else self._counts + counts
+        if self._counts is None:
+            self._counts = np.zeros(1 << bits, np.int64)
+        most = int(words.max()) + 1 if words.size else 0
+        for start in range(0, words.size, _SLICE):
+            self._counts[:most] += np.bincount(words[start : start + _SLICE], minlength=most)
 
     def _sample(self, measured: Array, *, line: bool) -> None:
         values = measured.ravel().astype(np.float64)
@@ -99,8 +106,8 @@ class Measurement:
             self._samples.append(values[:: max(1, -(-values.size // _SAMPLES))])
 
     @property
-    def stored_sha256(self) -> str:
-        return self._stored.hexdigest()
+    def stored_sha256(self) -> str | None:
+        return self._stored.hexdigest() if self.hashes else None
 
     @property
     def modality_sha256(self) -> str | None:

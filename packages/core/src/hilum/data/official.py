@@ -112,8 +112,12 @@ def _partners(study: Any, table: Table, by: str, id_key: str | Path | None) -> t
     found = [[] if partner.get(s) is None else [partner[s]] for s in study.column("sample_id")]
     if by == "patient_id":
         # Files whose header names nobody got their patient from a table at index time: they are known by group.
-        issuers = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
-        patients = zip(issuers, table.need(by, why="the join key"), joined.stands_for, strict=True)
+        told = table.columns[name] if (name := table.find("issuer")) else [None] * len(table)
+        ids = table.need(by, why="the join key")
+        patients = list(zip(told, ids, joined.stands_for, strict=True))
+        if name is None:  # a published set's own numbers stand under its issuer
+            known = study.about.get("issuers", ())
+            patients += [(issuer, p, row) for issuer in known for _, p, row in patients]
         merged = Merges.read(Path(study.path) / "private" / "merges.csv").groups(key)
         groups = {merged.get(key.spelling(i, p), key.group(i, p)): row for i, p, row in patients if p}
         found = [

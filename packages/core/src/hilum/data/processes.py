@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from typing import Any
 
@@ -29,6 +32,49 @@ def fork_server(preload: Sequence[str]) -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, whose number is ``signal``."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+        super().__init__()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises :class:`Stopped` here, so that work can be kept; a second one acts as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def stop(number: int, frame: Any) -> None:
+        restore()
+        raise Stopped(number)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def bare_main() -> Iterator[None]:
+    """Workers need nothing of the user's script: not running it again spares scripts the ``__main__`` guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def outlive_one_signal() -> None:

@@ -25,10 +25,10 @@ from typing import Any, Final
 from torch.utils.data import DataLoader
 
 from hilum.core.errors import HilumError
+from hilum.core.privacy import install
 from hilum.core.types import Batch
 from hilum.data.delivery import SLOT, Fault, Fetch, Task, sample_id
-from hilum.data.isolation import _bare_main
-from hilum.data.processes import fork_server, outlive_one_signal
+from hilum.data.processes import bare_main, fork_server, outlive_one_signal
 
 DEATHS: Final = 2  # of workers reading one sample, after which it is bad
 RESTARTS: Final = 8  # in a row that neither deliver a batch nor find a bad sample
@@ -135,7 +135,7 @@ class Pump:
                 persistent_workers=True,
                 **self._options,  # type: ignore[arg-type]
             )
-        with contextlib.nullcontext() if self._needs_main() else _bare_main():
+        with contextlib.nullcontext() if self._needs_main() else bare_main():
             return iter(self._loader)
 
     def _needs_main(self) -> bool:
@@ -215,6 +215,7 @@ def _as_is(value: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
+    install()
     outlive_one_signal()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from hilum.data.tables import Table
 
 Columns = dict[str, list[Any]]  # one list a column: a hundred thousand rows as dictionaries take a gigabyte
 _CHANGED = (*ABOUT, "group_id", "group_known", "study_id", "has_report", "duplicate_of", "problems")
-_READ = ("sample_id", "status", "reason", "role", "instance", "patient", "spelling", "issued")
+_CORRECTED = ("role", "photometric", "inverted")  # by a published set's table, where the file itself cannot say
+_READ = ("sample_id", "status", "reason", "source", "instance", "patient", "spelling", "issued")
 _PICTURE = ("stored_sha256", "rows", "columns", "frames", "role", "std")
 _BLOCK = 4096  # rows turned into dictionaries at a time
 
@@ -52,17 +53,21 @@ def resolve(
     findings: Sequence[str] | None = None,
     reports: Path | None = None,
     max_unmatched: float = 0.01,
+    volume_options: frozenset[str] = frozenset(),
+    published: bool = False,
 ) -> Resolved:
     """The index of STATE rows. Order of rows decides nothing but which of several copies is the original.
     For ``spellings`` and ``again`` see :func:`~hilum.data.patients.unite`."""
-    rows: Columns = {name: state.column(name).to_pylist() for name in (*_CHANGED, *_READ, *_PICTURE)}
+    rows: Columns = {name: _values(state.column(name)) for name in (*_CHANGED, *_CORRECTED, *_READ, *_PICTURE)}
     done = Resolved(state, state)
     try:
         if labels is not None:
             joined = join(labels, state, key, by=by)
+            if published:
+                _trust(rows, labels, joined.rows)
             _describe(rows, labels, joined.rows, key, group, spellings)
             done.label_counts = _check(rows, labels, joined, limit=max_unmatched, by=by)
-            done.kinds = labels_of(labels, names=findings, leave=() if group is None else (group,))
+            done.kinds = labels_of(labels, names=findings, leave=_left(group, published))
             done.labels = _labels(rows, done.kinds, joined.rows)
         if reports is not None:
             done.reports = _reports(rows, Table.read(reports), state, key, reports.parent)
@@ -70,12 +75,49 @@ def resolve(
         done.error = error
     _note(rows, unite(rows, merges, key, spellings, again), "issuer_missing")
     _compare(rows)
-    for name in _CHANGED:
+    for name in (*_CHANGED, *_CORRECTED):
         field = state.schema.field(name)
         state = state.set_column(state.schema.get_field_index(name), field, pa.array(rows[name], field.type))
     done.index = state.select(ledger.COLUMNS.names)
-    done.series = pa.Table.from_pylist(list(_series(done.index, intakes)), schema=ledger.SERIES)
+    rows.clear()  # a kilobyte a row, and series need their own
+    done.series = pa.Table.from_pylist(list(_series(done.index, intakes, volume_options)), schema=ledger.SERIES)
     return done
+
+
+def _left(group: str | None, published: bool) -> tuple[str, ...]:
+    """Columns of the table that have another use than as labels."""
+    return (*(() if group is None else (group,)), *(_CORRECTED if published else ()))
+
+
+def _trust(rows: Columns, table: Table, matched: Sequence[int | None]) -> None:
+    """What a published set's table decides: who is who (its headers name images as often as people), which files are
+    masks, and the polarity of pictures whose file cannot say it."""
+    for row, (study, sample) in enumerate(zip(rows["study_id"], rows["sample_id"], strict=True)):
+        rows["group_id"][row], rows["group_known"][row] = f"unknown-{study or sample}", False
+        rows["patient"][row] = rows["spelling"][row] = None
+        rows["issued"][row] = False
+    roles, kinds = (table.columns.get(table.find(name) or "") for name in ("role", "photometric"))
+    for row, at in enumerate(matched):
+        if at is None or rows["role"][row] != "image":
+            continue
+        if roles is not None and roles[at] == "label":
+            rows["role"][row] = "label"
+        if kinds is not None and kinds[at] == "MONOCHROME1" and rows["source"][row] == "image-files":
+            rows["photometric"][row], rows["inverted"][row] = "MONOCHROME1", True
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column as a list in which equal texts are one object, and so are all empty lists: lists are replaced, never
+    changed."""
+    if pa.types.is_list(column.type):
+        nothing: list[Any] = []
+        return [value or nothing if value is not None else None for value in column.to_pylist()]
+    if not pa.types.is_string(column.type):
+        return list(column.to_pylist())
+    coded = column.combine_chunks().dictionary_encode()
+    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+    texts = [*coded.dictionary.to_pylist(), None]
+    return [texts[at] for at in coded.indices.fill_null(-1).to_pylist()]
 
 
 def _describe(
@@ -156,19 +198,22 @@ def _compare(rows: Columns) -> None:
     for same in _groups(varied, pixels):
         if len({group[at] for at in same if known[at]}) > 1:
             _note(rows, same, "same_pixels_other_patient")
-    pictures = list(zip(*(rows[name] for name in _PICTURE[:-1]), strict=True))
-    for same in _groups([at for at in varied if at not in torn], pictures):
-        for copies in _groups(same, owner):
-            _copies(rows, copies)
+    for same in _groups([at for at in varied if at not in torn], pixels):
+        pictures = {at: tuple(rows[name][at] for name in _PICTURE[:-1]) for at in same}
+        for alike in _groups(same, pictures):
+            for copies in _groups(alike, owner):
+                _copies(rows, copies)
 
 
-def _groups(members: Sequence[int], values: Sequence[Any]) -> list[list[int]]:
+def _groups(members: Sequence[int], values: Sequence[Any] | Mapping[int, Any]) -> list[list[int]]:
     """Rows that share a value with another one, in row order; None is shared by nobody."""
-    groups: dict[Any, list[int]] = defaultdict(list)
+    first: dict[Any, int] = {}
+    groups: dict[Any, list[int]] = {}  # only of values that are shared: most are not
     for at in members:
-        if values[at] is not None:
-            groups[values[at]].append(at)
-    return [g for g in groups.values() if len(g) > 1]
+        value = values[at]
+        if value is not None and (one := first.setdefault(value, at)) != at:
+            groups.setdefault(value, [one]).append(at)
+    return list(groups.values())
 
 
 def _copies(rows: Columns, same: Sequence[int]) -> None:
@@ -181,23 +226,62 @@ def _note(rows: Columns, same: Sequence[int], problem: str) -> None:
         rows["problems"][at] = sorted({*(rows["problems"][at] or ()), problem})
 
 
-def _series(index: pa.Table, intakes: Sequence[Intake]) -> list[dict[str, Any]]:
-    """``series.parquet`` as each intake sees the images of one series."""
+def _series(index: pa.Table, intakes: Sequence[Intake], options: frozenset[str]) -> list[dict[str, Any]]:
+    """``series.parquet`` as each intake sees the images of one series, or of a file that has a place but no series.
+
+    Rows in conflict over one UID are left out, and no volume of their series is usable: what it lacks is not known. Where
+    files of a series are quarantined, its rows say so to the intake (``lost_slices:N``)."""
     readers = {intake.name: intake for intake in intakes}
-    names = ("status", "role", "duplicate_of", "series_id", "source")
-    rows = zip(*(index.column(name).to_pylist() for name in names), strict=True)
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for at, (status, role, original, series, source) in enumerate(rows):
-        if (status, role, original) == ("indexed", "image", None) and series is not None and source in readers:
-            members[series, source].append(at)
+    members, torn, lost = _members(index, readers)
     found: list[dict[str, Any]] = []
-    for block in _blocks(list(members.items())):
+    for block in _blocks(sorted(members.items())):
         lines = index.take(pa.array([at for _, same in block for at in same], pa.int64())).to_pylist()
         start = 0
-        for (_, source), same in block:
-            found += readers[source].problems(lines[start : start + len(same)])
+        for name, same in block:
+            own = lines[start : start + len(same)]
+            if lost[name]:
+                own = [row | {"problems": [*(row["problems"] or ()), f"lost_slices:{lost[name]}"]} for row in own]
+            for volume in _volumes(readers[name[1]], own, options):
+                if torn[name]:
+                    volume |= {"problems": sorted([*volume["problems"], f"uid_conflict:{torn[name]}"]), "usable": False}
+                found.append(volume)
             start += len(same)
     return sorted(found, key=lambda s: (s["series_id"], s["volume_id"]))
+
+
+def _members(
+    index: pa.Table, readers: Mapping[str, Intake]
+) -> tuple[dict[tuple[str, str], list[int]], Counter[tuple[str, str]], Counter[tuple[str, str]]]:
+    """(rows of each series and reader, how many more are in conflict, how many more are quarantined).
+
+    A copy counts where it lies elsewhere than its original, or in another series that is no copy as a whole: a volume
+    without it would lack a slice."""
+    names = ("status", "role", "series_id", "source", "sample_id", "problems", "duplicate_of", "positions")
+    status, role, series, source, sample, problems, original, place = (_values(index.column(n)) for n in names)
+    rows = {name: at for at, name in enumerate(sample)}
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    copies: dict[tuple[str, str], list[int]] = defaultdict(list)
+    torn, lost = (Counter[tuple[str, str]]() for _ in range(2))
+    for at in range(len(sample)):
+        own = series[at] or (sample[at] if place[at] is not None else None)
+        if status[at] == "quarantined" and series[at]:
+            lost[series[at], source[at]] += 1
+        if (status[at], role[at]) != ("indexed", "image") or own is None or source[at] not in readers:
+            continue
+        first = rows.get(original[at]) if original[at] is not None else None
+        if "uid_conflict" in (problems[at] or ()):
+            torn[own, source[at]] += 1
+        elif original[at] is None:
+            members[own, source[at]].append(at)
+        elif first is None or series[first] != series[at] or place[first] != place[at]:
+            copies[own, source[at]].append(at)
+    return {name: sorted([*same, *copies[name]]) for name, same in members.items()}, torn, lost
+
+
+def _volumes(intake: Any, rows: list[dict[str, Any]], options: frozenset[str]) -> list[dict[str, Any]]:
+    known = getattr(intake, "volume_options", None)  # an intake without any need not take the argument
+    volumes: list[dict[str, Any]] = intake.problems(rows, options & set(known)) if known else intake.problems(rows)
+    return volumes
 
 
 def _blocks(series: list[tuple[tuple[str, str], list[int]]]) -> Iterator[list[tuple[tuple[str, str], list[int]]]]:

@@ -107,10 +107,18 @@ class StudySource:
     def _image(self, row: int) -> CachedImage:
         if self.cache is not None:
             return self.cache.get(row)
-        return open_image(self.study, row, side=self.side, intakes=self._intakes)
+        return open_image(self.study, row, side=self.side, intakes=self._intakes, voi=window_choice(self.views))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "study": without_tables(self.study)}
+
+
+def window_choice(views: Mapping[str, Mapping[str, Any]]) -> str | int:
+    """``voi`` of the views, which share one reading of a file."""
+    chosen = {view.get("voi", "auto") for view in views.values()}
+    if len(chosen) > 1:
+        raise Unsupported("views of one image with different windows", fix="the same voi in every view")
+    return next(iter(chosen), "auto")
 
 
 def _texts(study: Any, column: str, rows: NDArray[np.int64]) -> list[str]:

@@ -148,12 +148,12 @@ class Split:
         among: Rows | None = None,
         labels: Sequence[str] | None = None,
     ) -> Rows:
-        """Index rows of one part, ascending, within ``among`` (default: every row the study serves).
+        """Index rows of one part, ascending, within ``among`` (default: every picture of the study).
 
         A ``fraction`` that leaves a finding of ``labels`` (default: all) without positives or without negatives, though
         the whole part has some, is refused with the counts. An empty part is an error.
         """
-        among = self.study.rows(None) if among is None else np.asarray(among, np.int64)
+        among = self.study.pictures if among is None else np.asarray(among, np.int64)
         group = np.asarray(self.study.column("group_id"), object)[among]
         inside = is_in(group, self.groups(split, fold=fold))
         if not inside.any():
@@ -184,7 +184,7 @@ class Split:
     def table(self) -> pa.Table:
         """One row a part: ``split groups images`` and, for every finding, ``positive.NAME`` (images) and
         ``positive_groups.NAME``."""
-        served = self.study.rows(None)
+        served = self.study.pictures
         group = np.asarray(self.study.column("group_id"), object)[served]
         names = list(self.study.label_names)
         positive = self.study.label_matrix(names, served) == 1
@@ -201,7 +201,7 @@ class Split:
 
     def empty_classes(self) -> list[str]:
         """A line for every part in which a finding has no positive or no negative: it can't be learnt or judged there."""
-        served = self.study.rows(None)
+        served = self.study.pictures
         group = np.asarray(self.study.column("group_id"), object)[served]
         names = list(self.study.label_names)
         values = self.study.label_matrix(names, served)
@@ -234,7 +234,7 @@ class Split:
         if (self.info.get("digest"), self.info.get("table_digest")) != (self.digest, self.digest_of(*COLUMNS)):
             raise LeakError("the split was changed after it was made: its digest differs", where=where, fix=again)
         if self.info.get("index_digest") != study.digest:
-            new = set(np.asarray(study.column("group_id"), object)[study.rows(None)]) - set(ids)
+            new = set(np.asarray(study.column("group_id"), object)[study.pictures]) - set(ids)
             raise HilumError(
                 f"the split {self.name!r} was made for another state of the index ({len(new)} groups are new)",
                 where=where,
@@ -290,7 +290,7 @@ def make_split(
             f"val {val:g} and test {test:g} leave nothing to train on", fix="0 <= val, test and val + test < 1"
         )
     units = Units(study, seed=seed, stratify=stratify, group_duplicates=group_duplicates, unknown=unknown_groups(study))
-    several = study.left_out().get(SEVERAL_FRAMES)
+    several = study.left_out().get(SEVERAL_FRAMES) if len(study.rows(None)) else 0
     warnings = [f"left out: {several} {SEVERAL_FRAMES}"] if several else []
     if from_table is None:
         if val_from_train is not None:
@@ -332,9 +332,9 @@ def _origin(table: str | Path, column: str) -> dict[str, str]:
 
 def _near_copies(split: Split, near: ShardCache | bool) -> tuple[dict[str, Any] | None, list[str]]:
     """Pairs of near copies in different parts (the closest LISTED of them) and what to tell about them."""
-    if near is False:
-        return None, []
     study = split.study
+    if near is False or not len(study.rows(None)):  # volumes have no thumbnails to compare
+        return None, []
     part_of = dict(zip(split.group_id, split.split, strict=True))
     served = study.rows(None)
     parts = np.array([PARTS.index(part_of[g]) for g in np.asarray(study.column("group_id"), object)[served]])

@@ -2,69 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow
 from hilum.data.identity import IdentityKey, Spelling, normalise, usable
 from hilum.data.labels import accession_digest, instance_digest, patient_digest, study_digest
 from hilum.data.ledger import STATE, path_bytes, path_text
-from hilum.data.listing import Found
+from hilum.data.listing import Found, Listing
 
-_BLOCK = 4096  # rows held as dictionaries before they become a table
+_SORTED = 1 << 14  # rows written at a time
+_REMEMBERED = 1 << 17  # spellings kept in plain text; others are read again where they are needed
 _NAMES = frozenset(STATE.names)
-Reading = Callable[[list[Found]], Iterable[tuple[Found, IndexRow]]]
 
 
-class State:
-    """Collects rows of STATE; ``spellings`` keeps the plain identifiers of this run, in memory only."""
+class Keyed:
+    """Turns identifiers into digests. Plain spellings, ``most`` of them, are handed on once, for ``private/merges.csv``."""
 
-    def __init__(self, key: IdentityKey, reader: str) -> None:
-        self.key, self.reader = key, reader
-        self.spellings: dict[str, Spelling] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._tables: list[pa.Table] = []
+    OWN = (
+        *("sample_id", "group_id", "group_known", "study_id", "series_id", "problems", "bytes", "has_report", "path"),
+        *("member", "size", "mtime_ns", "reader", "instance", "accession", "patient", "spelling", "issued"),
+    )
 
-    def add(self, file: Found, row: IndexRow) -> None:
-        """A row that a reader gave, or that stands for a file that must not be read."""
-        self._rows.append(self.row(file, row))
-        if len(self._rows) >= _BLOCK:
-            self._flush()
+    def __init__(self, key: IdentityKey, reader: str, *, most: float = _REMEMBERED) -> None:
+        self.key, self.reader, self.most = key, reader, most
+        self._new: dict[str, Spelling] = {}
+        self._known: set[str] = set()
+        self._last: tuple[Any, dict[str, Any]] = (None, {})
 
-    def reuse(self, table: pa.Table) -> None:
-        """Rows of an earlier run."""
-        self._tables.append(table)
-
-    def _flush(self) -> None:
-        self._tables.append(pa.Table.from_pylist(self._rows, schema=STATE))
-        self._rows = []
-
-    def table(self) -> pa.Table:
-        """All rows, sorted by path bytes, in one chunk: equal rows give equal files."""
-        self._flush()
-        whole = pa.concat_tables(self._tables)
-        paths, members = (whole.column(name).to_pylist() for name in ("path", "member"))
-        places = [(path_bytes(path), member or "") for path, member in zip(paths, members, strict=True)]
-        return whole.take(pa.array(sorted(range(len(places)), key=places.__getitem__), pa.int64())).combine_chunks()
+    def told(self) -> dict[str, Spelling]:
+        """Spellings, by digest, that were met since this was last asked."""
+        new, self._new = self._new, {}
+        return new
 
     def row(self, file: Found, row: IndexRow) -> dict[str, Any]:
-        """Identifiers become digests here and are dropped."""
+        """A row of STATE. Identifiers become digests here and are dropped."""
         who, key = row.identity, self.key
         sample = key.digest("sample", file.path, row.member)
-        study = study_digest(key, who["study"]) if who.get("study") else None
-        issuer, patient = (text or "" for text in who.get("group") or ("", ""))
-        known = usable(patient)
-        spelling = key.spelling(issuer, patient) if known else None
-        if spelling is not None:
-            self.spellings[spelling] = issuer.strip("\0 "), patient.strip("\0 ")
+        whose = self._whose(who)
+        refers = {key.digest("series", uid.strip("\0 ")) for uid in who.get("refers_to") or () if uid}
         return {
             **{name: value for name, value in row.columns.items() if name in _NAMES},
             "sample_id": sample,
@@ -72,10 +58,9 @@ class State:
             "reason": row.reason,
             "message": row.message,
             "problems": sorted(set(row.problems)),
-            "group_id": key.group(issuer, patient) if known else f"unknown-{study or sample}",
-            "group_known": known,
-            "study_id": study,
-            "series_id": key.digest("series", who["series"].strip("\0 ")) if who.get("series") else None,
+            "refers_to": sorted(refers) or None,
+            **whose,
+            "group_id": whose["group_id"] or f"unknown-{whose['study_id'] or sample}",
             "bytes": file.size,
             "has_report": False,
             "path": path_text(file.path),
@@ -84,24 +69,40 @@ class State:
             "mtime_ns": file.mtime_ns,
             "reader": self.reader,
             "instance": instance_digest(key, who["sop_instance_uid"]) if who.get("sop_instance_uid") else None,
-            "accession": accession_digest(key, who["accession"]) if who.get("accession") else None,
+        }
+
+    def _whose(self, who: Mapping[str, Any]) -> dict[str, Any]:
+        """Digests of what the files of one series have in common: the last series' are kept."""
+        issuer, patient = (text or "" for text in who.get("group") or ("", ""))
+        study, series, accession = (who.get(name) for name in ("study", "series", "accession"))
+        asked = (issuer, patient, study, series, accession)
+        if asked == self._last[0]:
+            return self._last[1]
+        key, known = self.key, usable(patient)
+        spelling = key.spelling(issuer, patient) if known else None
+        if spelling is not None and spelling not in self._known and len(self._known) < self.most:
+            self._known.add(spelling)
+            self._new[spelling] = issuer.strip("\0 "), patient.strip("\0 ")
+        told = {
+            "group_id": key.group(issuer, patient) if known else None,
+            "group_known": known,
+            "study_id": study_digest(key, study) if study else None,
+            "series_id": key.digest("series", series.strip("\0 ")) if series else None,
+            "accession": accession_digest(key, accession) if accession else None,
             "patient": patient_digest(key, patient) if known else None,
             "spelling": spelling,
             "issued": known and bool(normalise(issuer)),
         }
-
-    def learn(self, table: pa.Table, rows: Sequence[int], read: Reading) -> None:
-        """Read the files of some rows of ``table`` again, to have their identifiers in plain text."""
-        places = table.select(["path", "size", "mtime_ns"]).take(pa.array(rows, pa.int64())).to_pylist()
-        for file, row in read([Found(path_bytes(p["path"]), p["size"], p["mtime_ns"]) for p in places]):
-            self.row(file, row)
+        self._last = asked, told
+        return told
 
 
-def read_previous(out: Path, key: IdentityKey, *, labelled: bool) -> pa.Table:
-    """STATE of an earlier run into ``out``, empty where there is none; another key or a forgotten table is an error."""
-    file, empty = out / "study.json", STATE.empty_table()
+def find_previous(out: Path, key: IdentityKey, *, labelled: bool) -> Path | None:
+    """Where STATE of an earlier run into ``out`` is; None where there is none, or one of other columns. Another key, or
+    a table that is not given again, is an error."""
+    file = out / "study.json"
     if not file.is_file():
-        return empty
+        return None
     about = json.loads(file.read_text())
     if about.get("id_key") != key.fingerprint:
         raise HilumError(
@@ -114,34 +115,133 @@ def read_previous(out: Path, key: IdentityKey, *, labelled: bool) -> pa.Table:
             "the study was indexed with a table", where=str(out), fix="pass the same --labels, or another --out"
         )
     state = out / "private" / "state.parquet"
-    if not state.is_file() or pq.read_schema(state).names != STATE.names:
-        return empty
-    return pq.read_table(state).cast(STATE)  # Parquet renames the items of lists
+    return state if state.is_file() and pq.read_schema(state).names == STATE.names else None
 
 
-def reusable(previous: pa.Table, found: Sequence[Found], reader: str) -> tuple[pa.Table, list[Found]]:
-    """(rows of files that did not change, files to read)."""
-    names = ("path", "size", "mtime_ns", "reader", "reason")
-    rows: dict[str, list[int]] = defaultdict(list)
-    about: dict[str, tuple[int, int]] = {}
-    for at, (path, size, mtime, by, reason) in enumerate(
-        zip(*(previous.column(n).to_pylist() for n in names), strict=True)
-    ):
-        if by == reader and reason != "vanished":
-            rows[path].append(at)
-            about[path] = size, mtime
-    fresh = [f for f in found if f.fault is None and about.get(path_text(f.path)) != (f.size, f.mtime_ns)]
-    skip = {f.path for f in fresh}
-    same = [at for f in found if f.fault is None and f.path not in skip for at in rows[path_text(f.path)]]
-    return previous.take(pa.array(same, pa.int64())), fresh
+def read_previous(state: Path | None) -> Iterator[pa.Table]:
+    """Rows of STATE, a few at a time."""
+    if state is not None:
+        with pq.ParquetFile(state) as file:
+            for batch in file.iter_batches(_SORTED):
+                yield pa.Table.from_batches([batch]).cast(STATE)  # Parquet renames the items of lists
 
 
-def vanished(previous: pa.Table, found: Sequence[Found]) -> pa.Table:
-    """Rows of files that are no longer there, marked so."""
-    there = {path_text(f.path) for f in found}
-    gone = previous.filter(pa.array(np.array([p not in there for p in previous.column("path").to_pylist()], bool)))
+class Known:
+    """What earlier tables of STATE, the newest first, know of a listing's files.
+
+    ``fresh`` are the entries (n,) to read; ``same`` the rows, one table for each given, of files that did not change.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table], listing: Listing, reader: str) -> None:
+        texts = texts_of(listing.paths)
+        twice = len(pc.unique(texts)) < len(texts)  # a name that spells another one's bytes: both are read again
+        open_ = ~listing.faults
+        self.same: list[pa.Table] = []
+        for table in tables:
+            place = _places(table.column("path"), texts)
+            hit = place >= 0
+            for name, values in (("size", listing.sizes), ("mtime_ns", listing.times)):
+                theirs = np.asarray(table.column(name), np.int64)
+                hit &= theirs == np.asarray(values, np.int64)[np.maximum(place, 0)]
+            hit &= np.asarray(pc.equal(table.column("reader"), reader).fill_null(False), bool)
+            hit &= ~np.asarray(pc.equal(table.column("reason"), "vanished").fill_null(False), bool)
+            hit &= open_[np.maximum(place, 0)] if len(open_) else False
+            if twice:
+                hit &= np.asarray([listing.paths[int(p)].as_py() == path_bytes(texts[int(p)].as_py()) for p in place])
+            hit = _once(table, hit)
+            open_[place[hit]] = False
+            self.same.append(_kept(table, hit))
+        self.fresh: NDArray[np.int64] = np.flatnonzero(open_)
+
+
+def _kept(table: pa.Table, hit: NDArray[np.bool_]) -> pa.Table:
+    """Rows of a mapped table; blocks that are wanted whole stay where they are, on disk."""
+    kept, start = [table.slice(0, 0)], 0
+    for batch in table.to_batches():
+        mask = hit[start : start + len(batch)]
+        start += len(batch)
+        kept.append(pa.Table.from_batches([batch if mask.all() else batch.filter(pa.array(mask))]))
+    return pa.concat_tables(kept)
+
+
+def _once(table: pa.Table, hit: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The first of rows for one sample: a file that was changed and changed back between interruptions has several."""
+    samples = table.column("sample_id")
+    if len(pc.unique(samples)) == len(samples):
+        return hit
+    rows = np.flatnonzero(hit)
+    _, first = np.unique(np.asarray(samples.take(rows), str), return_index=True)
+    kept = np.zeros_like(hit)
+    kept[rows[first]] = True
+    return kept
+
+
+def vanished(previous: pa.Table, listing: Listing, now: Sequence[pa.Table]) -> pa.Table:
+    """Rows of files, and of members of archives, that are no longer there, marked so. ``now`` are tables of STATE."""
+    gone = _places(previous.column("path"), texts_of(listing.paths)) < 0
+    inside = np.flatnonzero(np.asarray(previous.column("member").is_valid()) & ~gone)
+    if len(inside):
+        there = {pair for table in now for pair in _pairs(table)}
+        gone[inside] = [pair not in there for pair in _pairs(previous.take(inside))]
+    lost = previous.filter(pa.array(gone))
     for name, value in (("status", "skipped"), ("reason", "vanished"), ("message", "")):
-        gone = gone.set_column(
-            STATE.get_field_index(name), STATE.field(name), pa.array([value] * len(gone), pa.string())
+        lost = lost.set_column(
+            STATE.get_field_index(name), STATE.field(name), pa.array([value] * len(lost), pa.string())
         )
-    return gone
+    return lost
+
+
+def in_order(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    """All rows sorted by the bytes of ``path`` or ``archive!member``, some ten thousand at a time: equal rows give
+    equal tables, wherever they came from. Rows of a part lie close together, so few parts are touched at a time."""
+    tables = [pa.Table.from_batches([b]) for table in tables for b in table.to_batches() if len(b)]
+    keys = pa.chunked_array([_bytes(places_of(table)) for table in tables], pa.large_binary())
+    inside = pa.chunked_array([c for t in tables for c in t.column("member").is_valid().chunks], pa.bool_())
+    names = pa.table({"key": keys, "inside": pc.cast(inside, pa.uint8())})
+    order = np.asarray(pc.sort_indices(names, [("key", "ascending"), ("inside", "descending")]), np.int64)
+    starts = np.cumsum([0, *(len(table) for table in tables)])
+    for begin in range(0, len(order), _SORTED):
+        rows = order[begin : begin + _SORTED]
+        part = np.searchsorted(starts, rows, "right") - 1
+        by_part = np.argsort(part, kind="stable")
+        pieces = [tables[p].take(rows[by_part][part[by_part] == p] - starts[p]) for p in np.unique(part)]
+        yield pa.concat_tables(pieces).combine_chunks().take(np.argsort(by_part)).combine_chunks()
+
+
+def places_of(state: pa.Table) -> pa.Array:
+    """``path`` or ``archive!member`` (n,) of rows, as text."""
+    return pc.binary_join_element_wise(
+        state.column("path"), state.column("member"), pa.scalar("!"), null_handling="skip"
+    )
+
+
+def _bytes(texts: Any) -> pa.Array:
+    """Stored paths as the bytes that they stand for."""
+    escaped = np.flatnonzero(np.asarray(pc.match_substring(texts, "\\x")))
+    plain = pc.cast(texts, pa.large_string()).cast(pa.large_binary())
+    plain = plain.combine_chunks() if isinstance(plain, pa.ChunkedArray) else plain
+    if not len(escaped):
+        return plain
+    values = plain.to_pylist()
+    for at in escaped.tolist():
+        values[at] = path_bytes(values[at].decode())
+    return pa.array(values, pa.large_binary())
+
+
+def texts_of(paths: pa.Array) -> pa.Array:
+    """Paths as they are stored."""
+    with contextlib.suppress(pa.ArrowInvalid):  # some are not UTF-8
+        texts = paths.cast(pa.large_string()).cast(pa.string())
+        if not pc.any(pc.match_substring(texts, "\\x")).as_py():
+            return texts
+    return pa.array([path_text(path) for path in paths.to_pylist()], pa.string())
+
+
+def _places(paths: Any, texts: pa.Array) -> NDArray[np.int64]:
+    """For every path its entry in ``texts``, -1 where it has none."""
+    return np.asarray(pc.index_in(paths, value_set=texts).fill_null(-1), np.int64)
+
+
+def _pairs(table: pa.Table) -> list[tuple[str, str]]:
+    inner = table.filter(table.column("member").is_valid())
+    return list(zip(inner.column("path").to_pylist(), inner.column("member").to_pylist(), strict=True))

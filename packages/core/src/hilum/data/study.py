@@ -89,10 +89,20 @@ class Study:
         chosen: NDArray[np.int64] = np.flatnonzero((self._fates == "") & select(self.index, where))
         return chosen
 
+    @cached_property
+    def pictures(self) -> NDArray[np.int64]:
+        """Rows (n,) that a split is made over: :meth:`rows`, or where the study holds none, its volumes and films."""
+        flat = self.rows(None)
+        return flat if len(flat) else np.flatnonzero(self._fates == SEVERAL_FRAMES)
+
     def left_out(self) -> dict[str, int]:
         """Indexed images that are no samples, counted by why."""
         names, counts = np.unique(self._fates[(self._fates != "") & (self._fates != "no image")], return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    def fate(self, row: int) -> str:
+        """Why a row is no sample of a 2-D view, "" where it is one (as :meth:`left_out` counts them)."""
+        return str(self._fates[int(row)])
 
     @cached_property
     def _fates(self) -> NDArray[Any]:
@@ -137,15 +147,17 @@ class Study:
         return [place[sample] for sample in self.index.column("sample_id").to_pylist()]
 
     def file(self, row: int) -> tuple[Path, str]:
-        """The file of a row, and the member inside it where it is an archive."""
+        """The file of a row, and the member inside it where it is an archive; :func:`~hilum.data.archives.member_file`
+        opens either. A name may hold "!" itself: the longest part of it that is a file, is the file."""
         text = self._paths[int(row)]
-        archive, _, member = (
-            text.partition("!") if self.index.column("role")[int(row)].as_py() != "container" else (text, "", "")
-        )
-        for name, inside in ((text, ""), (archive, member)):
-            for path in (self.root / name, self.root / os.fsdecode(path_bytes(name))):
-                if path.exists():
-                    return path, inside
+        parts = text.split("!")
+        # Of two rows with one text the first is the member, the second a file of that very name (the index's order).
+        inside_first = int(row) + 1 < len(self._paths) and self._paths[int(row) + 1] == text
+        for n in range(len(parts) - inside_first, 0, -1):
+            name, member = "!".join(parts[:n]), "!".join(parts[n:])
+            path = self.root / os.fsdecode(path_bytes(name))
+            if path.is_file():
+                return path, member
         return self.root / os.fsdecode(path_bytes(text)), ""
 
     @cached_property

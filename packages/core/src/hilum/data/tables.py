@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 from hilum.core.errors import HilumError, nearest
 
 EXAMPLES = 5  # row numbers a message names
+_SHORT = 16  # characters of a cell that is worth sharing
 _PARTS = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
@@ -37,42 +40,46 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
     @staticmethod
-    def read(source: Path | str | pa.Table) -> Table:
-        """CSV (comma, semicolon or tab; also .gz), Parquet, or a table in memory."""
+    def read(source: Path | str | pa.Table, *, only: Collection[str] | None = None) -> Table:
+        """CSV (comma, semicolon or tab; also .gz), Parquet, or a table in memory; of the columns ``only`` those named."""
         if isinstance(source, pa.Table):
-            return Table(
-                "the dataset's table",
-                {n: [_text(v) for v in source.column(n).to_pylist()] for n in source.column_names},
-            )
+            names = [n for n in source.column_names if only is None or n in only]
+            return Table("the dataset's table", {n: [_text(v) for v in source.column(n).to_pylist()] for n in names})
         path = Path(source)
         try:
             if path.suffix == ".parquet":
-                return Table(path.name, Table.read(pq.read_table(path)).columns)
+                return Table(path.name, Table.read(pq.read_table(path), only=only).columns)
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
             raise HilumError(
                 f"the table cannot be read: {getattr(error, 'strerror', None) or 'not Parquet'}", where=str(path)
             ) from None
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = data.decode("latin-1")
-        first = text.split("\n", 1)[0]
-        lines = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
-        header, body = ([h.strip() for h in lines[0]] if lines else []), [line for line in lines[1:] if any(line)]
-        if not body:
+        header, lines = _csv(_decoded(data))
+        place = {name: at for at, name in enumerate(header) if name and (only is None or name in only)}
+        columns: dict[str, list[str]] = {name: [] for name in place}
+        rows = 0
+        for line in filter(any, lines):
+            rows += 1
+            if len(line) > len(header):
+                raise HilumError(
+                    f"row {rows + 1} has more fields than the header",
+                    where=str(path),
+                    fix="quote fields that hold the separator",
+                )
+            for name, at in place.items():
+                columns[name].append(_cell(line[at]) if at < len(line) else "")
+        if not rows:
             raise HilumError("the table has no rows", where=str(path))
-        wrong = [n for n, line in enumerate(body, 2) if len(line) > len(header)]
-        if wrong:
-            raise HilumError(
-                f"row {wrong[0]} has more fields than the header",
-                where=str(path),
-                fix="quote fields that hold the separator",
-            )
-        return Table(
-            path.name,
-            {h: [line[at].strip() if at < len(line) else "" for line in body] for at, h in enumerate(header) if h},
-        )
+        return Table(path.name, columns)
+
+    @staticmethod
+    def names(path: Path) -> list[str]:
+        """The header of a CSV file (also .gz), without reading its rows."""
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                return [name for name in _csv(_decoded(file.readline()))[0] if name]
+        except (OSError, EOFError, zlib.error):
+            raise HilumError("the table cannot be read", where=str(path)) from None
 
     def find(self, *names: str) -> str | None:
         """The first of ``names`` this table has, whatever its case."""
@@ -91,10 +98,30 @@ class Table:
         return self.columns[column]
 
 
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _csv(text: str) -> tuple[list[str], Iterator[list[str]]]:
+    """(header, rows) of comma-, semicolon- or tab-separated text."""
+    first = text.split("\n", 1)[0]
+    lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    return [name.strip() for name in next(lines, [])], lines
+
+
+def _cell(text: str) -> str:
+    """Without outer blanks. Short cells repeat: a million equal ones are one object."""
+    text = text.strip()
+    return sys.intern(text) if len(text) <= _SHORT else text
+
+
 def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return _cell(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
 
 
 def is_blank(text: str) -> bool:

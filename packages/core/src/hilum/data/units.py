@@ -41,7 +41,7 @@ class Units:
         roots, self.unit_of = np.unique(sets.roots(), return_inverse=True)  # a unit is named after its first group
         self.names: list[str] = list(self.group_id[roots])
         n = len(self.names)
-        self.rows = study.rows(None)
+        self.rows = study.pictures
         self.unit_of_row = (
             self.unit_of[[place[g] for g in column[self.rows]]] if len(self.rows) else np.zeros(0, np.int64)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -156,3 +157,35 @@ def interval_strip(metric: Metric | None, *, lo: float, chance: float | None = 0
     dot = f'<circle class="dot" cx="{_n(at(metric.value))}" cy="10" r="3.6"/>'
     base = f'<path class="grid" d="M{_n(at(lo))} 10H{_n(at(1.0))}"/><path class="chance" d="{marks}"/>'
     return f'<svg class="strip" viewBox="0 0 140 20" aria-hidden="true">{base}{whisker}{dot}</svg>'
+
+
+def histogram_figure(counts: Sequence[int], lo: float, hi: float, *, title: str, x_label: str) -> str:
+    """Bars over [lo, hi], the highest named at the left edge; the end bins hold what lies beyond."""
+    height, foot, most = 104, TOP + 104, max([*counts, 1])
+    width = SIDE / max(len(counts), 1)
+    parts = [f'<path class="grid" d="M{LEFT} {TOP}h{SIDE}M{LEFT} {_n(TOP + height / 2)}h{SIDE}"/>']
+    for at, count in enumerate(counts):
+        if count:
+            tall = max(1.0, height * count / most)
+            x = LEFT + at * width
+            parts.append(f'<path class="bin" d="M{_n(x + 0.5)} {foot}v{_n(-tall)}h{_n(max(width - 1, 0.5))}V{foot}z"/>')
+    parts.append(f'<path class="frame" d="M{LEFT} {foot}h{SIDE}"/>')
+    parts.append(f'<text class="tick" x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">{most:,}</text>')
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        label = _short(lo + share * (hi - lo))
+        parts.append(
+            f'<text class="tick" x="{_n(LEFT + share * SIDE)}" y="{foot + 14}" text-anchor="{anchor}">{label}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{LEFT + SIDE / 2}" y="{foot + 31}" text-anchor="middle">{text(x_label)}</text>'
+    )
+    return (
+        f'<svg viewBox="0 0 {SIZE} {foot + 38}" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits; thousands in full, more as a power of ten."""
+    shown = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return re.sub(r"e\+?(-?)0*(\d+)", r" · 10^\1\2", shown).replace("-", "−")

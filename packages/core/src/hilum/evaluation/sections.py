@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hilum.core.types import Metric
 from hilum.evaluation.comparison import Comparison, Row
-from hilum.evaluation.content import ReportContent, SplitColumn
+from hilum.evaluation.content import ReportContent, SplitColumn, Step
+from hilum.evaluation.document import key_numbers
 from hilum.evaluation.figures import interval_strip, pr_figure, reliability_figure, roc_figure
 from hilum.evaluation.intervals import METRICS, MIN_GROUPS
 from hilum.evaluation.markup import (
@@ -29,8 +31,18 @@ from hilum.evaluation.report import Finding
 def flow(c: ReportContent) -> str:
     if not c.flow:
         return ""
+    ends = "".join(
+        f'<div class="box{" judged" if s.name == c.split else ""}"><div>{text(s.name)}</div><b>{s.images:,}</b>'
+        f"<small>{text(plural(c.image))}, {count(s.groups, c.group)}{_unjudged(s)}</small></div>"
+        for s in c.splits
+    )
+    return flow_chart(c.flow, ends=ends)
+
+
+def flow_chart(steps: Sequence[Step], *, ends: str = "") -> str:
+    """Boxes from the top down, what left beside each; ``ends`` is HTML of the boxes that the last one falls into."""
     parts = []
-    for step in c.flow:
+    for step in steps:
         box = (
             f'<div class="box"><div>{text(step.label)}</div><b>{step.count:,}</b><small>{text(step.unit)}</small></div>'
         )
@@ -38,12 +50,7 @@ def flow(c: ReportContent) -> str:
         left = "".join(f"<tr><td>{n:,}</td><td>{text(reason)}</td></tr>" for reason, n in losses)
         side = f'<div class="arm"></div><div class="left"><table>{left}</table></div>' if left else ""
         parts.append(f'<div class="row"><div class="cell">{box}</div>{side}</div>')
-    if c.splits:
-        ends = "".join(
-            f'<div class="box{" judged" if s.name == c.split else ""}"><div>{text(s.name)}</div><b>{s.images:,}</b>'
-            f"<small>{text(plural(c.image))}, {count(s.groups, c.group)}{_unjudged(s)}</small></div>"
-            for s in c.splits
-        )
+    if ends:
         parts.append(f'<div class="ends">{ends}</div>')
     words = "From the top down, every file that was found ends in exactly one place. To the right, what left and why."
     return how_to_read(words) + f'<div class="flow">{"".join(parts)}</div>'
@@ -252,4 +259,4 @@ def key_figures(c: ReportContent) -> str:
         (f"{c.n_groups:,}", f"{text(plural(c.group))}<br>the unit of every interval"),
         (f"{refused} of {len(c.findings)}", "findings not computable"),
     ]
-    return '<div class="figures">' + "".join(f"<div><b>{b}</b><small>{s}</small></div>" for b, s in boxes) + "</div>"
+    return key_numbers(boxes)

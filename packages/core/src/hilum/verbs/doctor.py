@@ -1,11 +1,12 @@
-"""``hilum doctor``: what this machine can do, or what a study holds; ``hilum ui``: its MLflow pages."""
+"""``hilum doctor``: what this machine can do, or what an archive holds; ``hilum ui``: its MLflow pages."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,45 @@ from hilum.core.errors import HilumError
 
 SHM_FLOOR = 1 << 30  # PyTorch workers hand batches over through shared memory
 FILES_FLOOR = 1024
-VALUES = {1: "positive", 0: "negative", -1: "uncertain"}
+_LISTED = ("modality", "view", "vendor", "transfer_syntax", "photometric", "bits_stored", "spacing_mm", "source")
+PAGE = "doctor.html"
 
 
-def doctor(target: Path | None = None) -> Any:
-    """Check this machine, or describe a study: what is usable, what is not, and why.
+def doctor(
+    target: Path | None = None,
+    *,
+    why: str | None = None,
+    out: Path | None = None,
+    pictures: bool = True,
+    headers_only: bool = False,
+    workers: int | None = None,
+) -> Any:
+    """Check this machine, or describe an archive: what is usable, what is not, why, and what to do.
 
     Args:
         target: a study, or a folder of files to look at without keeping anything (default: this machine)
+        why: explain one file of the study: its path below the root or in full, archive.zip!member, or its sample_id
+        out: HTML page to write (default: doctor.html in the study, hilum-doctor.html here for a folder)
+        pictures: draw example images on the page
+        headers_only: of a folder, do not decode pixels (a fast first look)
+        workers: reading processes, for a folder (default: one a core)
     """
     if target is None:
+        if why is not None:
+            raise HilumError("--why explains a file of a study", fix="hilum doctor STUDY --why PATH")
         return _machine()
-    if (Path(target) / "index.parquet").is_file():
-        return _study(Path(target))
-    if not Path(target).is_dir():
+    target = Path(target)
+    if (target / "index.parquet").is_file():
+        return (
+            _study(target, target / PAGE if out is None else out, pictures=pictures)
+            if why is None
+            else _why(target, why)
+        )
+    if not target.is_dir():
         raise HilumError(f"there is no folder {target}", fix="give a study or an archive")
-    return _archive(Path(target))
+    page = Path(f"hilum-{PAGE}") if out is None else out
+    with _looked_at(target, headers_only=headers_only, workers=workers) as study:
+        return _study(study, page, pictures=pictures) if why is None else _why(study, why)
 
 
 def _machine() -> None:
@@ -82,7 +106,9 @@ def _memory_gib() -> float:
     return float(psutil.virtual_memory().total) / 2**30
 
 
-def _archive(folder: Path) -> None:
+@contextlib.contextmanager
+def _looked_at(folder: Path, *, headers_only: bool, workers: int | None) -> Iterator[Path]:
+    """A study of a folder, made under a throw-away key and removed."""
     import tempfile
 
     from hilum.data.index import index_archive
@@ -91,46 +117,62 @@ def _archive(folder: Path) -> None:
         key = Path(scratch) / "id.key"
         key.write_bytes(os.urandom(32))
         key.chmod(0o600)
-        index_archive(folder, Path(scratch) / "study", id_key=key)
-        _study(Path(scratch) / "study")
+        index_archive(folder, Path(scratch) / "study", id_key=key, headers_only=headers_only, workers=workers)
+        yield Path(scratch) / "study"
 
 
-def _study(folder: Path) -> None:
-    from hilum.data.ledger import counts_of
+def _why(folder: Path, path: str) -> None:
     from hilum.data.study import Study
+    from hilum.verbs.why import explain
+
+    for topic, words in explain(Study(folder), path):
+        print(f"{topic:<9} {words}")
+
+
+def _study(folder: Path, page: Path, *, pictures: bool) -> None:
+    from hilum.data.study import Study
+    from hilum.verbs.archive_page import write_page
+    from hilum.verbs.holdings import Archive
     from hilum.verbs.intake import summary
 
-    study = Study(folder)
-    index = study.index
-    counts = counts_of(index)
+    archive = Archive.of(Study(folder))
+    counts, numbers = archive.counts, archive.numbers
     print(summary(counts))
     if counts["vanished"]:
         print(f"vanished         {counts['vanished']} files that were there before")
-    rows = study.rows(None)
-    groups = {index.column("group_id")[int(r)].as_py() for r in rows}
-    print(f"usable images: {len(rows)} of {len(groups)} patients")
-    for why, n in study.left_out().items():
-        print(f"left out         {n} {why}")
-    for name in ("modality", "view", "transfer_syntax", "photometric", "bits_stored", "source"):
-        if name in study.columns:
-            seen = Counter(str(v) for v in (index.column(name)[int(r)].as_py() for r in rows) if v is not None)
-            if seen:
-                print(f"{name.replace('_', ' '):<16} " + ", ".join(f"{k} {n}" for k, n in seen.most_common(8)))
-    sizes = [(index.column("rows")[int(r)].as_py() or 0, index.column("columns")[int(r)].as_py() or 0) for r in rows]
-    if sizes:
-        print(f"{'pixels':<16} {min(sizes)[0]} x {min(sizes)[1]} to {max(sizes)[0]} x {max(sizes)[1]}")
-    problems = Counter(p.partition(":")[0] for ps in index.column("problems").to_pylist() for p in ps or ())
-    for problem, n in problems.most_common():
+    print(f"usable images: {archive.usable} of {archive.patients} patients")
+    for reason, n in archive.left.items():
+        print(f"left out         {n} {reason}")
+    for name in _LISTED:
+        seen = {v: n for v, n in numbers.get(name, {}).items() if v != "-"}
+        if name == "transfer_syntax":
+            seen = {s.name: s.files for s in archive.syntaxes()}
+        if seen:
+            print(f"{name.replace('_', ' '):<16} " + ", ".join(f"{v} {n}" for v, n in list(seen.items())[:8]))
+    if numbers["sizes"]:
+        sizes = sorted((tuple(map(int, s.split(" x "))) for s in numbers["sizes"]), key=lambda s: s[0] * s[1])
+        print(f"{'pixels':<16} {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}")
+    for message, n in archive.waiting().items():
+        print(f"missing codec    {n} files: {message}")
+    for problem, n in numbers["problems"].items():
         print(f"problem          {problem}: {n} files")
-    unknown = sum(1 for r in rows if index.column("group_known")[int(r)].as_py() is False)
-    if unknown:
-        print(f"warning: {unknown} images have no usable patient identifier: they can train, never validate or test")
-    if study.label_names:
-        matrix = study.label_matrix(None, rows)
+    deep = archive.volumes["deep"]
+    if deep:
+        print(f"volumes          {archive.volumes['deep_usable']} of {deep} of several frames are usable")
+        for problem, (n, _) in archive.volumes["problems"].items():
+            print(f"  {n:>6}  {problem}")
+    if numbers["copies"]:
+        print(f"exact copies     {numbers['copies']}")
+    if numbers["unknown_images"]:
+        print(
+            f"warning: {numbers['unknown_images']} images have no usable patient identifier: they can train, never "
+            "validate or test"
+        )
+    if archive.labels:
         print("labels")
-        for f, name in enumerate(study.label_names):
-            column = matrix[:, f]
-            print(f"  {name:<24} " + ", ".join(f"{int((column == v).sum())} {word}" for v, word in VALUES.items()))
+        for name, (positive, negative, uncertain) in archive.labels.items():
+            print(f"  {name:<24} {positive} positive, {negative} negative, {uncertain} uncertain")
+    print(f"page: {write_page(archive, page, pictures=pictures)}")
 
 
 def ui(study: Path, *, port: int = 5000) -> None:

@@ -26,6 +26,7 @@ def evaluate(
     resamples: int = 1000,
     rule: str = "youden",
     against: list[Path] | None = None,
+    allow_overlap: list[str] | None = None,
     track: bool = True,
 ) -> Any:
     """Judge a run on a split: metrics with intervals over patients, thresholds from validation, one HTML page.
@@ -38,6 +39,7 @@ def evaluate(
         resamples: redraws of patients for the intervals
         rule: operating point chosen on validation: youden, sensitivity>=0.9, specificity>=0.9
         against: other evaluated runs to compare with on the same samples (paired bootstrap)
+        allow_overlap: a dataset the run learned from that may share images with --data's all the same (recorded)
         track: log to the run's MLflow entry
     """
     folder = RunFolder.open(run)
@@ -58,7 +60,11 @@ def evaluate(
     where, seed = folder.path / "eval" / name, int(model.recipe["seed"])
     parts = (split,) if study or split in ("val", "train") else ("val", split)
     bad_path = folder.path / "bad_samples.parquet"
-    opened = open_study(model, data if study else None, splits=parts, bad_path=bad_path)
+    allowed = allow_overlap or ()
+    opened = open_study(model, data if study else None, splits=parts, bad_path=bad_path, allow_overlap=allowed)
+    if allowed and study:
+        told = {**folder.facts.get("allowed_overlaps", {}), name: sorted({*allowed})}
+        folder.note(allowed_overlaps=told)
     predictions = score(model, opened, split)
     opened.feed.evaluated[-1].split = name  # listed apart from the run's own
     validation = points = None

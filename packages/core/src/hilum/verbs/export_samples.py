@@ -205,6 +205,7 @@ def _validation_images(
 ) -> Iterator[tuple[CachedImage | None, Callable[[], CachedImage]]]:
     """Images as the cache would keep them (None for one that cannot be read), and what reads the whole file."""
     from hilum.data.image import installed_intakes, open_image
+    from hilum.data.source import window_choice
     from hilum.data.split import Split
     from hilum.data.study import Study
 
@@ -213,9 +214,9 @@ def _validation_images(
     if (place / "splits" / f"{run.get('split', 'default')}.json").is_file():
         rows = Split.load(study, run.get("split", "default")).rows("val", fold=run.get("fold"), among=rows)
     spread = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), TRIED)).astype(int))
-    intakes = installed_intakes()
+    intakes, voi = installed_intakes(), window_choice(model.recipe["views"])
     for at in np.random.default_rng(0).permutation(spread) if len(rows) else ():
-        read = partial(open_image, study, int(rows[at]), intakes=intakes)
+        read = partial(open_image, study, int(rows[at]), intakes=intakes, voi=voi)
         image = None
         with suppress(Exception):  # a file may be damaged in any way; here another one will do
             image = read(side=deployed.preprocessing.cache_side)

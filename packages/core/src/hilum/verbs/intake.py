@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hilum.core.errors import HilumError
 from hilum.core.registry import registry
@@ -22,7 +22,9 @@ def index(
     reports: Path | None = None,
     id_key: Path | None = None,
     workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
     headers_only: bool = False,
+    volumes: list[str] | None = None,
     exclude: list[str] | None = None,
     max_quarantined: str | None = None,
     max_unmatched: float = 0.01,
@@ -38,11 +40,13 @@ def index(
         group: column of the labels table that holds the patient, for files whose header does not say
         finding: columns of the labels table that are findings, or the one column of classes (default: every column that
             reads as 1, 0, -1 or blank; else the text column called class, label or diagnosis)
-        dataset: a known public layout instead of --labels, e.g. medical/nih-cxr14
+        dataset: a known public layout instead of --labels, e.g. medical/nih-cxr14 (hilum list datasets)
         reports: CSV or Parquet with reports (kept in STUDY/private only)
         id_key: file with the 32-byte key that patient identifiers are hashed with
         workers: reading processes (default: one a core)
+        executor: where files are read: local, or ray for the cluster that Ray is started on (extra `ray`)
         headers_only: do not decode pixels (fast look; no hashes and statistics)
+        volumes: an option on how series become volumes, e.g. allow_gaps
         exclude: glob of paths to leave out
         max_quarantined: exit 0 although files were quarantined, up to this share, e.g. 1%
         max_unmatched: share of label rows or files that may find no partner
@@ -64,7 +68,9 @@ def index(
         reports=reports,
         id_key=id_key,
         workers=workers,
+        executor=executor,
         headers_only=headers_only,
+        volumes=volumes or (),
         exclude=exclude or (),
         max_quarantined=max_quarantined,
         max_unmatched=max_unmatched,
@@ -73,8 +79,21 @@ def index(
     print(summary(result.counts))
     if result.kinds is not None:
         print(label_columns(result.kinds))
+    for difference in _differences(chosen, result.study):
+        print(f"note: {difference}")
     print(f"study: {result.study}")
     return result
+
+
+def _differences(dataset: Any, study: Path) -> list[str]:
+    """How a published set differs here from what its card says."""
+    card = getattr(dataset, "card", None)
+    if card is None:
+        return []
+    from hilum.data.cards import differences
+    from hilum.data.study import Study
+
+    return differences(card, Study(study))
 
 
 def label_columns(kinds: Labels) -> str:

@@ -30,9 +30,19 @@ class Opened:
 
 
 def open_study(
-    model: Any, data: Path | None, *, splits: tuple[str, ...], limit: int | None = None, bad_path: Path | None = None
+    model: Any,
+    data: Path | None,
+    *,
+    splits: tuple[str, ...],
+    limit: int | None = None,
+    bad_path: Path | None = None,
+    allow_overlap: Sequence[str] = (),
 ) -> Opened:
-    """Parts of the run's own study (``data`` None) or of another one; ``("all",)`` is every image the recipe selects."""
+    """Parts of the run's own study (``data`` None) or of another one; ``("all",)`` is every image the recipe selects.
+
+    A study of a dataset that shares images with one the run learned from is a LeakError, unless that one is named in
+    ``allow_overlap``.
+    """
     from hilum.data.split import Split
     from hilum.data.study import Study
     from hilum.verbs.assembly import open_data, open_rows
@@ -47,9 +57,10 @@ def open_study(
     recipe = recipe.with_({"labels": {"names": names}}) if names else recipe
     plan = recipe["run"]
     own = study.path.resolve() == model.study_path
+    shared = [] if own or splits == ("all",) else _refuse_shared(model, study, allow_overlap)
     if splits == ("all",) or (not own and not (study.path / "splits" / f"{plan['split']}.json").exists()):
         rows = {splits[0]: study.rows(recipe["where"])[:limit]}
-        notes = [] if splits == ("all",) else _refuse_seen(model, study, rows[splits[0]])
+        notes = [] if splits == ("all",) else [*shared, *_refuse_seen(model, study, rows[splits[0]])]
         return Opened(model, open_rows(recipe, study, rows, labelled=labelled), notes=notes, bad_path=bad_path)
     if own:
         _same_parts(model, study, Split.load(study, plan["split"]))
@@ -64,8 +75,15 @@ def open_study(
         need_labels=labelled,
         splits=splits,
     )
-    notes = [] if own else _refuse_seen(model, study, np.concatenate(list(made.rows.values())))
+    notes = [] if own else [*shared, *_refuse_seen(model, study, np.concatenate(list(made.rows.values())))]
     return Opened(model, made, notes=notes, bad_path=bad_path)
+
+
+def _refuse_shared(model: Any, study: Any, allowed: Sequence[str]) -> list[str]:
+    """LeakError where published datasets are known to share images; what was allowed is returned as a note."""
+    from hilum.data.overlaps import refuse_overlap
+
+    return refuse_overlap(model.facts.get("datasets", ()), study.about.get("dataset"), allowed=allowed)
 
 
 def _same_parts(model: Any, study: Any, split: Any) -> None:

@@ -14,7 +14,6 @@ from hilum.data.ledger import counts_of
 from hilum.data.split import is_in
 from hilum.evaluation.content import Picture, ReportContent, SplitColumn, Step, gallery_rows
 from hilum.evaluation.report import Report
-from hilum.parts.window import apply_window
 from hilum.tracking.provenance import redact
 from hilum.verbs.opening import Opened
 from hilum.verbs.run_data import lowest_ranked
@@ -123,15 +122,11 @@ def _gallery(opened: Opened, report: Report) -> list[Picture]:
     for at, finding, outcome in gallery_rows(report):
         sample = str(report.predictions.sample_id[at])
         image = opened.data.cache.get(row_of[sample])
-        pixels = image.stored.float() * image.slope + image.intercept
-        if image.window is not None:
-            pixels = apply_window(pixels, image.window)
-        shown = (pixels.clamp(0, 1) * 255).byte().numpy()
         point = report.finding(finding).point
         assert point is not None
         pictures.append(
             Picture(
-                shown[0] if shown.shape[0] == 1 else np.moveaxis(shown, 0, -1),
+                image.shown(),
                 finding,
                 outcome,
                 float(report.predictions.scores[at, report.predictions.names.index(finding)]),

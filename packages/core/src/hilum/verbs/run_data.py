@@ -20,7 +20,7 @@ from hilum.core.recipe import Recipe
 from hilum.core.types import LabelSpace
 from hilum.data.cache import ShardCache
 from hilum.data.module import DataModule
-from hilum.data.source import StudySource, label_values
+from hilum.data.source import StudySource, label_values, window_choice
 from hilum.data.split import Split
 from hilum.data.study import Study
 from hilum.parts.window import apply_window
@@ -172,14 +172,14 @@ def _cached(
     recipe: Recipe, study: Study, rows: dict[str, Rows], *, rehearse: bool, quiet: bool
 ) -> tuple[ShardCache, Rehearsal | None]:
     """The cache of ``rows``, built; to rehearse, of the largest of them, in a folder of its own."""
-    side = recipe["cache"]["side"]
-    cache = ShardCache(study, side=side, rows=np.unique(np.concatenate(list(rows.values()))))
+    side, voi = recipe["cache"]["side"], window_choice(recipe["views"])
+    cache = ShardCache(study, side=side, voi=voi, rows=np.unique(np.concatenate(list(rows.values()))))
     if not rehearse:
         cache.build(progress=not quiet)
         return cache, None
     n = min(int(recipe["batch"]["size"]), REHEARSED)
     largest = np.unique(np.concatenate([largest_rows(study, own, n) for own in rows.values()]))
-    few, folder = ShardCache(study, side=side, rows=largest), TemporaryDirectory(prefix="hilum-dry-run-")
+    few, folder = ShardCache(study, side=side, voi=voi, rows=largest), TemporaryDirectory(prefix="hilum-dry-run-")
     few.folder = Path(folder.name)
     built = few.build(progress=not quiet)
     return few, Rehearsal(folder, len(cache.missing()), built.seconds / max(built.read, 1))

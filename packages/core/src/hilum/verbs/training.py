@@ -41,6 +41,7 @@ def pretrain(
     fold: int | None = None,
     init: str | None = None,
     limit: int | None = None,
+    allow_overlap: list[str] | None = None,
     dry_run: bool = False,
     track: bool = True,
 ) -> RunResult:
@@ -55,6 +56,7 @@ def pretrain(
         fold: leave this fold of the split out (`hilum split --folds K`)
         init: start of the encoder: scratch, a run, a weights file or folder, runs:/RUN_ID, or a hub name
         limit: use only this many images of each part
+        allow_overlap: a dataset that --init learned from and that may share images with this study's (recorded)
         dry_run: one training and one validation step on the largest images; prints memory and projected time
         track: log to MLflow
     """
@@ -67,6 +69,7 @@ def pretrain(
         fold=fold,
         init=init,
         limit=limit,
+        allow_overlap=allow_overlap or (),
         dry_run=dry_run,
         track=track,
         verb="pretrain",
@@ -84,6 +87,7 @@ def finetune(
     set: list[str] | None = None,
     split: str = "default",
     limit: int | None = None,
+    allow_overlap: list[str] | None = None,
     dry_run: bool = False,
     track: bool = True,
 ) -> RunResult:
@@ -99,6 +103,7 @@ def finetune(
         set: change one setting of the recipe, e.g. --set optim.base_lr=1e-4
         split: name of the split to train and validate on
         limit: use only this many images of each part
+        allow_overlap: a dataset that --init learned from and that may share images with this study's (recorded)
         dry_run: one training and one validation step on the largest images; prints memory and projected time
         track: log to MLflow
     """
@@ -112,6 +117,7 @@ def finetune(
         fraction=fraction,
         fold=fold,
         limit=limit,
+        allow_overlap=allow_overlap or (),
         dry_run=dry_run,
         track=track,
         verb="finetune",
@@ -152,6 +158,7 @@ def start(
     fraction: float = 1.0,
     fold: int | None = None,
     limit: int | None = None,
+    allow_overlap: Sequence[str] = (),
     dry_run: bool = False,
     track: bool = True,
     quiet: bool = False,
@@ -184,6 +191,7 @@ def start(
         **({"init": init} if init else {}),
         **({"rows": {"limit": limit}} if limit is not None else {}),
         **({"fold": fold} if fold is not None else {}),
+        **({"allow_overlap": list(allow_overlap)} if allow_overlap else {}),
     }
     return train(
         checked.with_({"run": plan}), folder=folder, study_path=study_path, dry_run=dry_run, track=track, quiet=quiet
@@ -255,7 +263,7 @@ def run_one(
     from hilum.tracking.tracker import Tracker
     from hilum.verbs import assembly, hooks
     from hilum.verbs.dryrun import rehearse
-    from hilum.verbs.starts import local_starts, origins, restore_origins
+    from hilum.verbs.starts import learned_from, local_starts, origins, restore_origins
     from hilum.verbs.tracked import log_end, log_start
 
     plan, stack = recipe["run"], ExitStack()
@@ -287,6 +295,7 @@ def run_one(
     starts = _starts(recipe, plan.get("init"), resuming=covered)
     fetched = stack.enter_context(TemporaryDirectory(prefix="hilum-start-"))
     starts = local_starts(starts, recipe, study=study.path, into=Path(fetched))
+    lineage = learned_from(starts, recipe, data, before=folder.facts if resuming else {})
     objective, reports = assembly.build_objective(recipe, data.labels, init=starts)
     if covered:
         restore_origins(objective, folder.facts.get("starts", {}))
@@ -318,7 +327,7 @@ def run_one(
         _warn_other_machine(saved)
     if own_rank() == 0:
         _write_facts(folder, recipe, data, facts)
-        folder.note(starts=origins(objective))
+        folder.note(starts=origins(objective), **lineage)
     tracker = Tracker.open(
         study=study.path,
         run_dir=folder.path,
@@ -454,6 +463,7 @@ def _export(objective: Any, folder: RunFolder, recipe: Recipe, data: Any) -> Non
         "split_digest": data.split_digest,
         "recipe": recipe.name,
         "data_licence": data_licence(data.study),
+        "datasets": folder.facts.get("datasets", []),
     }
     save_deltas(objective, folder.path / "exported", recipe, card=provenance)
     for name, module in objective.exported().items():

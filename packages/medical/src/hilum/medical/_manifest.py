@@ -21,14 +21,68 @@ ENTRIES: dict[str, dict[str, object]] = {
     "dataset": {
         "medical/nih-cxr14": {"target": "hilum.medical.datasets.nih_cxr14:NIHChestXray14", "help": "NIH ChestX-ray14"},
         "medical/chexpert": {"target": "hilum.medical.datasets.chexpert:CheXpert", "help": "CheXpert"},
+        "medical/mimic-cxr": {"target": "hilum.medical.datasets.mimic_cxr:MIMICCXR", "help": "MIMIC-CXR 2.1 (DICOM)"},
+        "medical/mimic-cxr-jpg": {
+            "target": "hilum.medical.datasets.mimic_cxr:MIMICCXRJPG",
+            "help": "MIMIC-CXR-JPG 2.1",
+        },
+        "medical/rsna-pneumonia": {
+            "target": "hilum.medical.datasets.rsna_pneumonia:RSNAPneumonia",
+            "help": "RSNA Pneumonia Detection Challenge 2018",
+        },
+        "medical/vindr-cxr": {
+            "target": "hilum.medical.datasets.vindr_cxr:VinDrCXR",
+            "help": "VinDr-CXR (PhysioNet or Kaggle)",
+        },
+        "medical/padchest": {"target": "hilum.medical.datasets.padchest:PadChest", "help": "PadChest"},
+        "medical/padchest-physician": {
+            "target": "hilum.medical.datasets.padchest:PadChestPhysician",
+            "help": "PadChest, labels by physicians only",
+        },
+        "medical/siim-acr": {"target": "hilum.medical.datasets.siim_acr:SIIMACR", "help": "SIIM-ACR Pneumothorax"},
+        "medical/covidx": {"target": "hilum.medical.datasets.covidx:COVIDx", "help": "COVIDx CXR"},
+        "medical/msd": {"target": "hilum.medical.datasets.msd:MSD", "help": "Medical Segmentation Decathlon"},
+        "medical/totalsegmentator": {
+            "target": "hilum.medical.datasets.totalsegmentator:TotalSegmentator",
+            "help": "TotalSegmentator v2",
+        },
+        "medical/brats-2021": {"target": "hilum.medical.datasets.brats:BraTS2021", "help": "BraTS 2021"},
+        "medical/brats-2023": {"target": "hilum.medical.datasets.brats:BraTS2023", "help": "BraTS 2023"},
+        "medical/vqa-rad": {"target": "hilum.medical.datasets.vqa_rad:VQARAD", "help": "VQA-RAD"},
+        "medical/slake": {"target": "hilum.medical.datasets.slake:SLAKE", "help": "SLAKE"},
+        "medical/pathvqa": {"target": "hilum.medical.datasets.pathvqa:PathVQA", "help": "PathVQA (no pickles)"},
     },
     "verb": {
         "demo": {"target": "hilum.medical.demonstration:demo", "help": "the whole road on simulated radiographs"},
+        "volumes": {
+            "target": "hilum.medical.volumes.verb:volumes",
+            "help": "write a study's volumes and their labels as NIfTI",
+            "requires": ["nibabel"],
+            "extra": "medical",
+        },
         "simulate": {
             "target": "hilum.medical.demonstration:simulate",
             "help": "write a cohort of simulated radiographs",
         },
+        "pull": {
+            "target": "hilum.medical.pacs.verbs:pull",
+            "help": "copy studies from a PACS (DICOMweb, DIMSE)",
+            "requires": ["dicomweb_client", "pynetdicom"],
+            "extra": "pacs",
+        },
+        "push": {
+            "target": "hilum.medical.pacs.verbs:push",
+            "help": "send files to a PACS and read each one back",
+            "requires": ["dicomweb_client", "pynetdicom"],
+            "extra": "pacs",
+        },
         "init-study": {"target": "hilum.medical.init_study:init_study", "help": "which start is best for these data?"},
+        "deid": {
+            "target": "hilum.medical.deid.verb:deid",
+            "help": "de-identified copies of DICOM images (PS3.15 Annex E)",
+            "requires": ["pydicom", "scipy"],
+            "extra": "medical",
+        },
     },
     "intake": {
         "dicom": {
@@ -36,6 +90,12 @@ ENTRIES: dict[str, dict[str, object]] = {
             "help": "DICOM files",
             "requires": ["pydicom"],
             "extra": "medical",
-        }
+        },
+        "nifti": {
+            "target": "hilum.medical.nifti:NiftiIntake",
+            "help": "NIfTI files",
+            "requires": ["nibabel"],
+            "extra": "medical",
+        },
     },
 }

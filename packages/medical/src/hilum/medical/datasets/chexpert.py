@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
 from hilum.core.errors import HilumError
-from hilum.medical.datasets.columns import first_match, read
+from hilum.data.cards import Dataset, DatasetCard
+from hilum.medical.datasets.columns import Rows, age, first_match, inside, read, sex, value
 
 FINDINGS = (
     "No Finding",
@@ -31,7 +32,7 @@ FINDINGS = (
 _PATH = re.compile(r"(?:^|.*/)((?:train|valid|test)/(patient\d+)/(study\d+)/[^/]+)$")
 
 
-class CheXpert:
+class CheXpert(Dataset):
     """``train.csv``, ``valid.csv`` and, where it is, ``test.csv``, beside the folders that they name.
 
     There is no patient column: patient and study come from the path, whose leading folders differ between releases.
@@ -39,46 +40,60 @@ class CheXpert:
     ``labels.uncertain``; the paper found ``ones`` best for the findings in ``policies``.
     """
 
-    name: ClassVar[str] = "medical/chexpert"
-    licence: ClassVar[str] = "Stanford University dataset research use agreement (non-commercial)"
-    source: ClassVar[str] = "https://stanfordmlgroup.github.io/competitions/chexpert/"
-    group: ClassVar[str] = "patient number in the path"
-    overlaps: ClassVar[tuple[str, ...]] = ()
+    card: ClassVar[DatasetCard] = DatasetCard(
+        name="medical/chexpert",
+        title="CheXpert",
+        licence="Stanford University dataset research use agreement (non-commercial)",
+        url="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        citation="Irvin et al., AAAI 2019, arXiv 1901.07031",
+        terms="registration",
+        group="patient number in the path",
+        labels="1, 0, -1 uncertain (recipe: labels.uncertain), blank not mentioned (unknown)",
+        split="train, valid (200 studies read by radiologists); test was published later",
+        counts={"images": 223_648, "patients": 64_740, "train": 223_414, "val": 234},
+        files=("train.csv", "valid.csv", "train/", "valid/"),
+        steps=(
+            "Register at the address above and accept the research use agreement; a link is sent by mail.",
+            "Unpack CheXpert-v1.0-small.zip (11 GB) or the batches of CheXpert-v1.0 (439 GB).",
+        ),
+        traps=("no patient column", "leading folders differ", "age 0 is unknown", "AP/PA is blank for lateral views"),
+    )
     findings: ClassVar[tuple[str, ...]] = FINDINGS
     uncertain: ClassVar[str] = "ignore"
     policies: ClassVar[Mapping[str, str]] = {"Atelectasis": "ones", "Edema": "ones"}
     columns: ClassVar[tuple[str, ...]] = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 
     def table(self, root: Path) -> pa.Table:
-        """One row an image: path, patient_id, study_id, split (train, val, test), view, modality, findings."""
-        folder = first_match(root, ("train.csv", "*/train.csv"), dataset=self.name).parent
-        columns: dict[str, list[Any]] = {n: [] for n in ("path", "patient_id", "study_id", "split", "view", "modality")}
-        columns |= {finding: [] for finding in FINDINGS}
+        """One row an image: path, patient, study, split (train, val, test), view, modality, sex, age, findings."""
+        folder = first_match(root, ("train.csv",), dataset=self.name).parent
+        rows = Rows()
         for split, name in (("train", "train.csv"), ("val", "valid.csv"), ("test", "test.csv")):
-            if name == "test.csv" and not (folder / name).is_file():
-                continue
-            self._add(columns, root, folder / name, split)
-        return pa.table(columns)
+            if name != "test.csv" or (folder / name).is_file():
+                self._add(rows, root, folder / name, split)
+        return rows.table()
 
-    def _add(self, columns: dict[str, list[Any]], root: Path, file: Path, split: str) -> None:
-        table = read(file, self.columns, dataset=self.name, licence=self.licence)
-        before = file.parent.relative_to(root).as_posix()
-        for row, text in enumerate(table.columns["Path"]):
-            match = _PATH.fullmatch(text)
+    def _add(self, rows: Rows, root: Path, file: Path, split: str) -> None:
+        columns = read(file, self.columns, dataset=self.name, licence=self.licence).columns
+        before = inside(root, file.parent)
+        for row, text in enumerate(columns["Path"]):
+            match, where = _PATH.fullmatch(text), f"{file.name}, row {row + 2}"
             if match is None:
-                where = f"{file.name}, row {row + 2}"
                 raise HilumError(
                     f"{self.name}: 'Path' is not .../patientN/studyN/view", where=where, fix="restore the file"
                 )
             path, patient, study = match.groups()
-            columns["path"].append(path if before == "." else f"{before}/{path}")
-            columns["patient_id"].append(patient)
-            columns["study_id"].append(f"{patient}/{study}")
-            columns["split"].append(split)
-            columns["view"].append(_view(table.columns["Frontal/Lateral"][row], table.columns["AP/PA"][row]))
-            columns["modality"].append("DX")
-        for finding in FINDINGS:
-            columns[finding] += [float(value) if value else None for value in table.columns[finding]]
+            rows.add(
+                path if before == "." else f"{before}/{path}",
+                {f: value(columns[f][row], dataset=self.name, where=where) for f in FINDINGS},
+                issuer="chexpert",
+                patient_id=patient,
+                study_id=f"{patient}/{study}",
+                split=split,
+                view=_view(columns["Frontal/Lateral"][row], columns["AP/PA"][row]),
+                modality="DX",
+                sex=sex(columns["Sex"][row]),
+                age=None if columns["Age"][row] == "0" else age(columns["Age"][row]),  # 0: unknown
+            )
 
 
 def _view(side: str, projection: str) -> str:

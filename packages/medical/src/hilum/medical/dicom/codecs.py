@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,7 +15,12 @@ from pydicom import uid
 
 from hilum.data.ledger import Rejected
 
-JPEG_XL = {"1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"}
+JPEG_XL = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+}
+GE_PRIVATE = "1.2.840.113619.5.2"  # implicit little-endian header, big-endian pixels (GE's conformance statements)
 NATIVE = frozenset(
     map(
         str,
@@ -24,9 +29,12 @@ NATIVE = frozenset(
             uid.ExplicitVRLittleEndian,
             uid.ExplicitVRBigEndian,
             uid.DeflatedExplicitVRLittleEndian,
+            GE_PRIVATE,
         ),
     )
 )
+_VIDEO = (*(f"1.2.840.10008.1.2.4.10{n}" for n in range(9)), "1.2.840.10008.1.2.7.")
+_ELSEWHERE = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
 
 
 @dataclass(frozen=True)
@@ -69,22 +77,41 @@ ORDER: dict[str, tuple[Codec, ...]] = {
     str(uid.HTJ2KLossless): (OPENJPEG,),
     str(uid.HTJ2KLosslessRPCL): (OPENJPEG,),
     str(uid.HTJ2K): (OPENJPEG,),
-    **dict.fromkeys(sorted(JPEG_XL), (IMAGECODECS,)),
+    **dict.fromkeys(JPEG_XL, (IMAGECODECS,)),
 }
 """First installed one decodes; a second one is asked only where the first fails. pylibjpeg-libjpeg (GPL) never is."""
+
+
+@lru_cache(256)
+def known_syntax(syntax: str) -> str:
+    """The UID of a published syntax, else ``private``: anything could stand there."""
+    return syntax if syntax in uid.UID_dictionary or syntax in ORDER or syntax in NATIVE else "private"
+
+
+def _name(syntax: str) -> str:
+    return JPEG_XL.get(syntax) or str(uid.UID(syntax).name)
 
 
 @cache
 def installed(syntax: str) -> tuple[tuple[Codec, str], ...]:
     """Codecs of a compressed syntax that are here, with versions; :class:`Rejected` names what to install."""
     if syntax not in ORDER:
-        known = uid.UID(syntax).name if syntax in uid.UID_dictionary else "a private or unknown one"
-        raise Rejected("unsupported_transfer_syntax", f"no codec reads its transfer syntax ({known})")
+        raise Rejected("unsupported_transfer_syntax", _refusal(syntax))
     found = tuple((codec, v) for codec in ORDER[syntax] if (v := codec.version) is not None)
     if not found:
         names = " or ".join(f"pip install {codec.package}" for codec in ORDER[syntax])
-        raise Rejected("unsupported_transfer_syntax", f"{uid.UID(syntax).name} needs a codec: {names}")
+        raise Rejected("unsupported_transfer_syntax", f"{_name(syntax)} needs a codec: {names}")
     return found
+
+
+def _refusal(syntax: str) -> str:
+    if known_syntax(syntax) == "private":
+        return "no codec reads its transfer syntax (a private or unknown one)"
+    if syntax.startswith(_VIDEO):
+        return f"{_name(syntax)} is a video, no image format that is decoded here"
+    if syntax in _ELSEWHERE:
+        return f"{_name(syntax)}: its pixels are on a server, not in the file"
+    return f"no codec reads its transfer syntax ({_name(syntax)})"
 
 
 def inventory() -> dict[str, str]:
@@ -92,8 +119,7 @@ def inventory() -> dict[str, str]:
     lines = {}
     for syntax, order in ORDER.items():
         first = next((codec for codec in order if codec.version is not None), None)
-        name = str(uid.UID(syntax).name) if syntax in uid.UID_dictionary else f"JPEG XL ({syntax})"
-        lines[name] = f"{first.name} {first.version}" if first else f"missing: pip install {order[0].package}"
+        lines[_name(syntax)] = f"{first.name} {first.version}" if first else f"missing: pip install {order[0].package}"
     return lines
 
 

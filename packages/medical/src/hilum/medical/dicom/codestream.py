@@ -6,27 +6,42 @@ import struct
 from dataclasses import dataclass
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # JPEG and JPEG-LS frame headers
+_SOC_SIZ = b"\xff\x4f\xff\x51"
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, ISO/IEC 18181-1 SizeHeader
 
 
 @dataclass(frozen=True)
 class Codestream:
+    """``samples`` and ``precision`` are 0 where the head does not say."""
+
     rows: int
     columns: int
     samples: int
     precision: int
-    signed: bool | None = None  # JPEG and JPEG-LS do not say
+    signed: bool | None = None  # JPEG, JPEG-LS and JPEG XL do not say
 
 
 def inspect(frame: bytes) -> Codestream | None:
-    """Of JPEG, JPEG-LS, JPEG 2000 and HTJ2K; None where the frame is none of these or its header is damaged."""
+    """Of JPEG, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL; None where it is none of these or its header is damaged."""
     try:
         if frame[:2] == b"\xff\xd8":
             return _jpeg(frame)
-        start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC, SIZ; some writers wrap the stream in JP2 boxes
+        if frame[:2] == b"\xff\x0a" or frame[4:8] == b"JXL ":
+            return _jpeg_xl(frame)
+        start = frame.find(_SOC_SIZ, 0, 4096)
         return _jpeg_2000(frame, start) if start >= 0 else None
     except (struct.error, IndexError):
         return None
+
+
+def unwrapped(frame: bytes) -> bytes:
+    """A JPEG 2000 stream without the JP2 boxes that some writers put around it against PS3.5 A.4.4; others as they are.
+
+    pydicom 3.0.2 walks the boxes by their lengths and never ends where one is zero.
+    """
+    start = frame.find(_SOC_SIZ, 0, 4096) if frame[4:8] == b"jP  " else 0
+    return frame[start:] if start > 0 else frame
 
 
 def _jpeg(frame: bytes) -> Codestream | None:
@@ -49,3 +64,25 @@ def _jpeg_2000(frame: bytes, start: int) -> Codestream:
     x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
     samples, depth = struct.unpack_from(">HB", frame, start + 40)
     return Codestream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, bool(depth & 0x80))
+
+
+def _jpeg_xl(frame: bytes) -> Codestream | None:
+    """The size header (ISO/IEC 18181-1): least significant bit first, behind the signature, bare or in a box."""
+    at = frame.find(b"\xff\x0a", 0, 4096)
+    if at < 0:
+        return None
+    word, used = int.from_bytes(frame[at + 2 : at + 18], "little"), 0
+
+    def bits(count: int) -> int:
+        nonlocal used
+        used += count
+        return word >> (used - count) & ((1 << count) - 1)
+
+    def length() -> int:
+        return 8 * (bits(5) + 1) if small else bits((9, 13, 18, 30)[bits(2)]) + 1
+
+    small = bool(bits(1))
+    rows = length()
+    ratio = bits(3)
+    columns = length() if ratio == 0 else rows * _RATIOS[ratio - 1][0] // _RATIOS[ratio - 1][1]
+    return Codestream(rows, columns, 0, 0)

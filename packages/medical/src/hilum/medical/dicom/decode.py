@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hilum.core.errors import HilumError
 from hilum.core.types import Limits, Pixels
+from hilum.data.ledger import Rejected
 from hilum.data.measurement import Measurement
 from hilum.medical.dicom.header import Header, quiet, read_header
+from hilum.medical.dicom.kinds import SEGMENTATION
 from hilum.medical.dicom.layout import GREY, Layout, layout_of
 from hilum.medical.dicom.lut import Modality, modality_of, to_rgb
+from hilum.medical.dicom.real_world import RealWorldMap, real_world_maps
 from hilum.medical.dicom.stored import Stored, open_stored
 from hilum.medical.dicom.voi import fallback, mirrored, window_of
 
 Array = NDArray[Any]
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 @dataclass
@@ -38,6 +41,10 @@ class Image:
     @property
     def grey(self) -> bool:
         return self.layout.photometric in GREY
+
+    def real_world(self, frame: int = 0) -> list[RealWorldMap]:
+        """Quantities that the file maps stored values to, beside its modality values: for who asks, never applied."""
+        return real_world_maps(self.header, frame)
 
     def chunks(self, which: range | None = None) -> Iterator[tuple[Array, Array | None, NDArray[np.bool_] | None]]:
         """(stored, modality values where they are no line of it, valid) of frames in order."""
@@ -91,6 +98,10 @@ def decode(
 ) -> Pixels:
     """Pixels of one file, all frames or some.
 
+    ``voi`` is a window of the file (``auto``, index, explanation) or a preset in HU, see
+    :func:`~hilum.medical.dicom.voi.window_of`. Only the bytes of ``frames`` are read; all of them together may not be
+    more pixels than the limit.
+
     Values that are one line of the stored ones stay stored, beside slope and intercept. Modality LUTs and rescales that
     differ by frame are applied (unsigned integers, float32). Polarity is folded into slope, intercept and window, so
     larger is always brighter. ``row`` (of the index) spares a pass for the percentile window of files without one.
@@ -98,11 +109,19 @@ def decode(
     with quiet():
         image = open_image(Path(path), limits or Limits())
         header, layout = image.header, image.layout
-        parts = list(image.chunks(frames))
+        which = range(layout.frames) if frames is None else frames
+        if not which or not all(0 <= f < layout.frames for f in (which[0], which[-1])):
+            raise HilumError(f"the file has {layout.frames} frames, not those asked for", fix="frames=range(0, 1)")
+        if len(which) * layout.pixels > (limits or Limits()).max_pixels:
+            raise Rejected(
+                "resource_limit",
+                f"{len(which)} frames at once are more pixels than the limit: ask for some, frames=range(...)",
+            )
+        parts = list(image.chunks(which))
         stored = _joined([p[0] for p in parts])
         values = None if parts[0][1] is None else _joined([p[1] for p in parts if p[1] is not None])
-        layout = image.layout
-        window, function = window_of(header, layout, image.modality, voi=voi)
+        layout = image.layout  # a codec may have told more of it
+        window, function = window_of(header, layout, image.modality, voi=voi, frame=which[0])
         shown = to_rgb(header, stored, layout) if not image.grey else stored if values is None else values
         if window is None:
             known = _percentiles(image, stored, values, row) if image.grey else {}

@@ -14,13 +14,15 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -30,25 +32,21 @@ from pydicom.uid import (
 
 from hilum.core.types import Limits
 from hilum.data.ledger import Rejected
+from hilum.medical.dicom.codecs import GE_PRIVATE
+from hilum.medical.dicom.elements import UNDEFINED, Encoding, Place, Source, sought, walk
+from hilum.medical.dicom.tags import PIXELS, TAGS, VRS, wanted
 from hilum.medical.dicom.terms import ALLOWED
 
-IDENTIFIERS = "SOPInstanceUID StudyInstanceUID SeriesInstanceUID AccessionNumber PatientID IssuerOfPatientID"
-ATTRIBUTES = """SOPClassUID Modality ImageType BodyPartExamined ViewPosition ImageLaterality Laterality
-    PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing FrameTime FrameTimeVector GridFrameOffsetVector Units
-    SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored
-    HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope RescaleType
-    WindowCenter WindowWidth WindowCenterWidthExplanation VOILUTFunction ModalityLUTSequence VOILUTSequence
-    RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
-    RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
-    SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
-    SegmentedBluePaletteColorLookupTableData PresentationLUTShape SharedFunctionalGroupsSequence
-    PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths"""
-PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-_TAGS = [tag for k in f"{IDENTIFIERS} {ATTRIBUTES}".split() if (tag := tag_for_keyword(k)) is not None]
 _EXECUTABLE = (b"MZ", b"\x7fELF", b"#!", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
-_LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UT", b"UC", b"UR", b"SV", b"UV")
-UNDEFINED = 0xFFFFFFFF
-DICOMDIR = "1.2.840.10008.1.3.10"
+_META = sought("<", (0x00020002, 0x00020010))  # class and transfer syntax
+_TEXT = frozenset(("AE", "AS", "CS", "LO", "SH", "UI"))
+_WORDS = frozenset(
+    (listed, vr) for listed in ("US", "US or SS") for vr in (None, "US", "SS") if (listed, vr) != ("US", "SS")
+)
+_PLAIN = re.compile(rb"[\x20-\x7e]*\Z")  # the same characters in every character set, none that switches sets
+_OTHER = object()  # what _plain leaves to pydicom
+_LOGGER = logging.getLogger("pydicom")
+INFLATED = 1 << 28  # bytes of a deflated data set that are taken into memory
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Header:
     """Attributes with faults tolerated: what cannot be read is None and named in ``problems`` (keywords only)."""
 
     path: Path
-    data: Dataset
+    elements: dict[int, RawDataElement]
     syntax: str
     size: int  # bytes from which the pixel element can come
     pixels: Element | None
@@ -74,22 +72,53 @@ class Header:
     cut: bool = False  # the file ends inside an element before the pixels
     inflated: bytes | None = None  # the data set of a deflated file
     problems: list[str] = field(default_factory=list)
+    _values: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def little_endian(self) -> bool:
         return self.syntax != str(ExplicitVRBigEndian)
+
+    @property
+    def big_endian_pixels(self) -> bool:
+        return self.syntax in (str(ExplicitVRBigEndian), GE_PRIVATE)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """What was read as pydicom's data set, which converts an element when it is asked for."""
+        charset = self.elements.get(0x00080005)
+        names = (charset.value or b"").decode("latin-1").strip(" \0").split("\\") if charset else []
+        try:
+            encodings = convert_encodings(names[0] if len(names) == 1 else names) if any(names) else "iso8859"
+        except Exception:
+            encodings = "iso8859"
+        data = Dataset({(t := BaseTag(tag)): raw._replace(tag=t) for tag, raw in self.elements.items()})
+        implicit = any(e.is_implicit_VR for e in self.elements.values())
+        data.set_original_encoding(implicit, self.little_endian, encodings)
+        return data
 
     def note(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
 
     def has(self, keyword: str, *, data: Dataset | None = None) -> bool:
-        return keyword in (self.data if data is None else data)
+        if data is None or data is self.__dict__.get("data"):
+            return TAGS[keyword] in self.elements
+        return keyword in data
 
     def value(self, keyword: str, *, data: Dataset | None = None) -> Any:
         """The value, or None where it is absent, empty or damaged."""
+        if data is not None and data is not self.__dict__.get("data"):
+            return self._converted(keyword, data)
+        if keyword not in self._values:
+            tag = TAGS[keyword]
+            raw = self.elements.get(tag)
+            plain = _plain(raw, VRS.get(tag)) if raw is not None else None
+            self._values[keyword] = self._converted(keyword, self.data) if plain is _OTHER else plain
+        return self._values[keyword]
+
+    def _converted(self, keyword: str, data: Dataset) -> Any:
         try:
-            found = (self.data if data is None else data).get(keyword)
+            found = data.get(keyword)
         except Exception:
             self.note(f"bad_value:{keyword}")
             return None
@@ -97,12 +126,18 @@ class Header:
 
     def numbers(self, keyword: str, *, data: Dataset | None = None) -> list[float]:
         """All numbers of an element; decimal commas, "12.0" for an integer and overlong strings are read."""
-        source = self.data if data is None else data
-        if keyword not in source:
+        if data is None or data is self.__dict__.get("data"):
+            raw = self.elements.get(TAGS[keyword])
+        else:
+            raw = data.get_item(keyword) if keyword in data else None
+        if raw is None:
             return []
-        raw = source.get_item(keyword)
         text = getattr(raw, "value", None)
-        if isinstance(raw, RawDataElement) and isinstance(text, bytes) and dictionary_VR(keyword) in ("DS", "IS"):
+        if isinstance(raw, RawDataElement) and isinstance(text, bytes) and _listed(TAGS[keyword]) in ("DS", "IS"):
+            try:
+                return [float(part) for part in text.split(b"\\")]
+            except ValueError:  # not as the standard wants it
+                pass
             parts = [p.strip(" \0\t").replace(",", ".") for p in text.decode("latin-1").split("\\")]
         else:
             parts = _parts(self.value(keyword, data=data), self.little_endian)
@@ -122,6 +157,9 @@ class Header:
         return values[0] if values else None
 
     def integer(self, keyword: str) -> int | None:
+        plain = self.value(keyword) if VRS.get(TAGS[keyword]) == "US" else None
+        if type(plain) is int:
+            return plain
         value = self.number(keyword)
         if value is None or not value.is_integer():
             if value is not None:
@@ -156,6 +194,13 @@ class Header:
                     return item
         return None
 
+    def private(self, group: int, creator: str, offset: int, *, data: Dataset | None = None) -> Any:
+        """A maker's own element (PS3.5 7.8): ``offset`` in whatever block its creator has reserved; None if absent."""
+        try:
+            return (self.data if data is None else data).private_block(group, creator)[offset].value
+        except Exception:
+            return None
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[BinaryIO]:
         if self.inflated is not None:
@@ -163,6 +208,28 @@ class Header:
         else:
             with self.path.open("rb") as file:
                 yield file
+
+
+def _listed(tag: int) -> str:
+    return VRS.get(tag) or str(dictionary_VR(tag))
+
+
+def _plain(raw: RawDataElement, listed: str | None) -> Any:
+    """A value that needs no character set and no conversion, or _OTHER: what pydicom would give, without its cost."""
+    data = raw.value
+    if not data:
+        return None if raw.length == 0 and listed != "SQ" else _OTHER
+    if listed in _TEXT and (raw.VR is None or raw.VR in _TEXT):
+        text = data.rstrip(b"\0 ")
+        if not _PLAIN.match(text):
+            return _OTHER
+        parts = text.decode("ascii").split("\\")
+        return (parts[0] or None) if len(parts) == 1 else [p.rstrip(" ") for p in parts]
+    if (listed, raw.VR) in _WORDS and len(data) % 2 == 0:
+        kind = "h" if raw.VR == "SS" else "H"  # left open in an implicit file: see Header.shorts
+        words = struct.unpack(f"{'<' if raw.is_little_endian else '>'}{len(data) // 2}{kind}", data)
+        return words[0] if len(words) == 1 else list(words)
+    return _OTHER
 
 
 def _parts(value: Any, little_endian: bool) -> list[Any]:
@@ -189,47 +256,42 @@ def looks_like_dicom(head: bytes) -> float:
 
 
 def read_header(path: Path, limits: Limits) -> Header:
-    """Parse up to the pixel element. Raises :class:`Rejected`; ``RecursionError`` where sequences nest too deeply."""
-    with path.open("rb") as file, quiet():
+    """Find what is wanted up to the pixel element. Raises :class:`Rejected`."""
+    with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(132)
-        if head[128:] == b"DICM":
-            if head.startswith(_EXECUTABLE):
-                raise Rejected("unsafe_preamble", "its preamble is that of a program")
-        else:
-            if not looks_like_dicom(head):
-                raise Rejected("not_dicom", "no DICOM prefix, and no data set without one")
-            file.seek(0)
+        source = Source(file, size)
+        source.load(0)
+        head = source.block[:132]
+        bare = head[128:] != b"DICM"
+        if not bare and head.startswith(_EXECUTABLE):
+            raise Rejected("unsafe_preamble", "its preamble is that of a program")
+        if bare and not looks_like_dicom(head):
+            raise Rejected("not_dicom", "no DICOM prefix, and no data set without one")
         try:
-            return _parse(path, file, size, limits, bare=head[128:] != b"DICM")
-        except (Rejected, RecursionError, MemoryError):
+            return _parse(path, source, limits, bare=bare)
+        except (Rejected, MemoryError, OSError):
             raise
         except Exception as error:
             raise Rejected("parse_error", f"its header cannot be parsed ({type(error).__name__})") from None
 
 
-def _parse(path: Path, file: BinaryIO, size: int, limits: Limits, *, bare: bool) -> Header:
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    named = str(meta.get("TransferSyntaxUID") or "").strip(" \0")
-    syntax = named or _guess(file)
-    inflated = None
+def _parse(path: Path, source: Source, limits: Limits, *, bare: bool) -> Header:
+    meta = walk(source, 0 if bare else 132, Encoding(False, "<"), _META, group=b"\x02\x00", depth=limits.depth)
+    named, at = _uid(meta.elements.get(0x00020010)), meta.at
+    opening = source.take(at, 6) if at + 6 <= source.size else b""
+    syntax, inflated = named or _guess(opening), None
     if syntax == DeflatedExplicitVRLittleEndian:
-        inflated = _inflate(file.read(), limits)
-        file, size = io.BytesIO(inflated), len(inflated)
-    implicit = syntax == ImplicitVRLittleEndian
-    little = syntax != ExplicitVRBigEndian
-    data = read_dataset(
-        file, implicit, little, stop_when=lambda tag, vr, length: tag in PIXEL_TAGS, specific_tags=_TAGS
-    )
-    at = file.tell()
-    pixels = _pixel_element(file, implicit, "<" if little else ">")
-    sop_class = str(data.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "").strip(" \0")
-    last = max(data.values(), key=lambda e: e.tag, default=None)
-    short = isinstance(last, RawDataElement) and len(last.value or b"") < last.length != UNDEFINED
-    header = Header(
-        path, data, syntax, size, pixels, sop_class, cut=pixels is None and (at > size or short), inflated=inflated
-    )
+        inflated = _inflate(source, at, limits)
+        source, at = Source(io.BytesIO(inflated), len(inflated)), 0
+        opening = inflated[:6]
+    implicit, order = syntax in (ImplicitVRLittleEndian, GE_PRIVATE), ">" if syntax == ExplicitVRBigEndian else "<"
+    # As pydicom does: some writers name one encoding and use the other.
+    implicit = not re.fullmatch(rb"[A-Z]{2}", opening[4:6]) if len(opening) == 6 else implicit
+    found = walk(source, at, Encoding(implicit, order), wanted(order), depth=limits.depth)
+    sop_class = _uid(found.elements.get(0x00080016)) or _uid(meta.elements.get(0x00020002))
+    pixels = None if found.stop is None else _pixel_element(found.stop, order)
+    cut = pixels is None and (found.cut or meta.cut)
+    header = Header(path, found.elements, syntax, source.size, pixels, sop_class, cut=cut, inflated=inflated)
     if bare:
         header.note("no_preamble")
     if not named:
@@ -237,58 +299,55 @@ def _parse(path: Path, file: BinaryIO, size: int, limits: Limits, *, bare: bool)
     return header
 
 
-def _guess(file: BinaryIO) -> str:
+def _uid(raw: RawDataElement | None) -> str:
+    return (raw.value or b"").decode("latin-1").strip(" \0") if raw is not None else ""
+
+
+def _guess(head: bytes) -> str:
     """Of a data set without a transfer syntax: explicit where a VR follows the first tag, big endian by its group."""
-    head = file.read(6)
-    file.seek(-len(head), 1)
     if len(head) < 6 or not re.fullmatch(rb"[A-Z]{2}", head[4:6]):
         return str(ImplicitVRLittleEndian)
     return str(ExplicitVRBigEndian if struct.unpack("<H", head[:2])[0] >= 0x0400 else ExplicitVRLittleEndian)
 
 
-def _inflate(data: bytes, limits: Limits) -> bytes:
-    most = min(limits.max_bytes, int(len(data) * limits.inflate_ratio))
+def _inflate(source: Source, at: int, limits: Limits) -> bytes:
+    """The data set of a deflated file (PS3.5 A.5), which only exists whole: bounded more tightly than pixels."""
+    source.file.seek(at)
+    data = source.file.read()
+    most = min(limits.max_bytes, int(len(data) * limits.inflate_ratio), INFLATED)
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    parts, size = [], 0
     try:
-        out = engine.decompress(data, most)
+        while data and not engine.eof:
+            parts.append(engine.decompress(data, min(most - size + 1, 1 << 24)))
+            size += len(parts[-1])
+            if size > most:
+                raise Rejected("resource_limit", "its deflated data set unpacks to more than the limit")
+            data = engine.unconsumed_tail
     except zlib.error:
         raise Rejected("parse_error", "its deflated data set is damaged") from None
-    if engine.unconsumed_tail:
-        raise Rejected("resource_limit", "its deflated data set unpacks to more than the limit")
     if not engine.eof:
         raise Rejected("truncated_pixels", "its deflated data set ends too early")
-    return out
+    return b"".join(parts)
 
 
-def _pixel_element(file: BinaryIO, implicit: bool, order: str) -> Element | None:
-    head = file.read(8)
-    if len(head) < 8:
-        return None
-    group, element = struct.unpack(f"{order}HH", head[:4])
-    keyword = PIXEL_TAGS.get(group << 16 | element)
-    if keyword is None:
-        return None
-    if implicit or not re.fullmatch(rb"[A-Z]{2}", head[4:6]):
-        vr, length = "OW", struct.unpack(f"{order}I", head[4:])[0]
-    elif head[4:6] in _LONG:
-        more = file.read(4)
-        if len(more) < 4:
-            return None
-        vr, length = head[4:6].decode(), struct.unpack(f"{order}I", more)[0]
-    else:
-        vr, length = head[4:6].decode(), struct.unpack(f"{order}H", head[6:])[0]
-    return Element(keyword, vr, file.tell(), None if length == UNDEFINED else length)
+def _pixel_element(place: Place, order: str) -> Element:
+    group, element = struct.unpack(f"{order}HH", place.tag)
+    vr = "OW" if place.vr is None else place.vr.decode("latin-1")
+    return Element(PIXELS[group << 16 | element], vr, place.at, None if place.length == UNDEFINED else place.length)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing that pydicom warns of or logs may leave: its messages quote header values."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    silent = logging.root.manager.disable >= logging.CRITICAL  # as in a reader process; a change of level costs more
+    level = _LOGGER.level
+    if not silent:
+        _LOGGER.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        if not silent:
+            _LOGGER.setLevel(level)

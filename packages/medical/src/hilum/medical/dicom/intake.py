@@ -8,50 +8,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydicom.uid import UID_dictionary
 
 from hilum.core.types import IndexRow, Limits, Pixels
 from hilum.data.ledger import Rejected
-from hilum.medical.dicom.codecs import inventory
-from hilum.medical.dicom.decode import SEGMENTATION, Image, decode, inverted, measure, open_image, spacing_of
-from hilum.medical.dicom.header import DICOMDIR, Header, looks_like_dicom, quiet, read_header
+from hilum.medical.dicom.axes import frames_axis
+from hilum.medical.dicom.codecs import inventory, known_syntax
+from hilum.medical.dicom.decode import Image, decode, inverted, measure, open_image, spacing_of
+from hilum.medical.dicom.dicomdir import check_dicomdir
+from hilum.medical.dicom.geometry import SEGMENTATIONS, geometry_of, references_of
+from hilum.medical.dicom.header import Header, looks_like_dicom, quiet, read_header
+from hilum.medical.dicom.kinds import non_image
 from hilum.medical.dicom.layout import COLOUR, GREY, PALETTE, missing
-from hilum.medical.dicom.voi import fallback, window_of
-
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_NON_IMAGES = {
-    f"{_STORAGE}88.59": "ko",
-    f"{_STORAGE}88.": "sr",
-    f"{_STORAGE}11.": "pr",
-    f"{_STORAGE}104.1": "pdf",
-    f"{_STORAGE}104.": "document",
-    f"{_STORAGE}481.3": "rtstruct",
-    f"{_STORAGE}481.5": "rtplan",
-    f"{_STORAGE}481.8": "rtplan",
-    f"{_STORAGE}481.4": "rt_record",
-    f"{_STORAGE}481.6": "rt_record",
-    f"{_STORAGE}481.7": "rt_record",
-    f"{_STORAGE}481.9": "rt_record",
-    f"{_STORAGE}9.": "waveform",
-    f"{_STORAGE}66.1": "registration",
-    f"{_STORAGE}66.2": "fiducials",
-    f"{_STORAGE}66.3": "registration",
-    f"{_STORAGE}66.5": "surface",
-    f"{_STORAGE}66.6": "tractography",
-    f"{_STORAGE}66": "raw_data",
-    f"{_STORAGE}67": "real_world_values",
-    "1.2.840.10008.5.1.4.38": "hanging_protocol",
-    "1.2.840.10008.5.1.4.39": "color_palette",
-    DICOMDIR: "dicomdir",
-}
-_TIME = frozenset({"US", "XA", "RF", "ES", "IVUS", "OPT", "GM", "XC"})
+from hilum.medical.dicom.terms import vendor_of
+from hilum.medical.dicom.voi import differs_by_frame, fallback, window_of
+from hilum.medical.volumes.assemble import OPTIONS, assemble
 
 
 class DicomIntake:
     """Reads DICOM. Rows carry no header text except codes that look like codes."""
 
     name: ClassVar[str] = "dicom"
-    version: ClassVar[str] = "1"  # raise when the same file would give other pixels: caches are then built again
+    chooses_window: ClassVar[bool] = True  # open takes voi
+    version: ClassVar[str] = "2"  # raise when the same file would give other pixels: caches are then built again
+    volume_options: ClassVar[dict[str, str]] = dict(OPTIONS)
 
     def claims(self, path: Path, head: bytes) -> float:
         return looks_like_dicom(head) or (0.1 if path.suffix.lower() in (".dcm", ".dicom") else 0.0)
@@ -63,29 +42,17 @@ class DicomIntake:
         """What can be told without decoding pixels."""
         return [self._row(path, limits, pixels=False)]
 
-    def open(self, path: Path, row: Mapping[str, Any]) -> Pixels:
+    def open(
+        self, path: Path, row: Mapping[str, Any], *, voi: str | int = "auto", frames: range | None = None
+    ) -> Pixels:
         """See :func:`~hilum.medical.dicom.decode.decode`."""
-        return decode(path, row=row)
+        return decode(path, row=row, voi=voi, frames=frames)
 
-    def problems(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The ``series.parquet`` row of one series. A single 2-D image is usable; several are not assembled here."""
-        first, frames = rows[0], sum(int(r["frames"] or 0) for r in rows)
-        alone = len(rows) == 1 and frames == 1
-        return [
-            {
-                "series_id": first["series_id"],
-                "volume_id": first["series_id"],
-                "group_id": first["group_id"],
-                "study_id": first["study_id"],
-                "modality": first["modality"],
-                "sample_ids": [r["sample_id"] for r in rows],
-                "frames": frames,
-                "shape_kji": [1, first["rows"], first["columns"]] if alone else None,
-                "split_key": "",
-                "problems": [] if alone else [f"not_assembled:{len(rows)} files, {frames} frames"],
-                "usable": alone,
-            }
-        ]
+    def problems(
+        self, rows: Sequence[Mapping[str, Any]], options: frozenset[str] = frozenset()
+    ) -> list[dict[str, Any]]:
+        """Rows of ``series.parquet`` of one series: :func:`~hilum.medical.volumes.assemble.assemble`."""
+        return assemble(rows, options)
 
     def codecs(self) -> dict[str, str]:
         """For the doctor: compressed syntaxes, and what reads them here."""
@@ -96,9 +63,13 @@ class DicomIntake:
             header = read_header(path, limits)
             row = IndexRow("indexed", columns=_attributes(header), identity=_identity(header))
             try:
-                kind = _non_image(header.sop_class)
+                kind = non_image(header.sop_class)
                 if kind is not None:
                     row.status, row.reason = "skipped", f"non_image:{kind}"
+                    if kind == "rtstruct":
+                        row.columns["role"] = "label"
+                    if kind == "dicomdir":
+                        check_dicomdir(header, limits)
                 else:
                     self._image(header, row, limits, pixels=pixels)
             except Rejected as error:
@@ -139,6 +110,8 @@ class DicomIntake:
 def _described(image: Image, statistics: Mapping[str, Any]) -> dict[str, Any]:
     header, layout = image.header, image.layout
     window, function = window_of(header, layout, image.modality)
+    if window is not None and differs_by_frame(header, layout.frames):
+        header.note("window_differs_by_frame")
     window = window or fallback(layout, image.modality, statistics, wide_palette=(statistics.get("max") or 0) > 255)
     return {
         "bits_stored": layout.stored,
@@ -153,8 +126,9 @@ def _described(image: Image, statistics: Mapping[str, Any]) -> dict[str, Any]:
         "window": window.source,
         "voi_lut": function if not window.table else f"lut {_digest(window.table)}",
         "inverted": inverted(header, layout),
-        "role": "label" if header.sop_class == SEGMENTATION else "image",
-        "frames_axis": _axis(header) if layout.frames > 1 else None,
+        "role": "label" if header.sop_class in SEGMENTATIONS else "image",
+        "frames_axis": frames_axis(header, layout.frames),
+        **geometry_of(header, layout),
     }
 
 
@@ -179,7 +153,8 @@ def _attributes(header: Header) -> dict[str, Any]:
         "view": header.code("ViewPosition"),
         "laterality": header.code("ImageLaterality") or header.code("Laterality"),
         "photometric": photometric if photometric in (*GREY, *COLOUR, PALETTE) else None,
-        "transfer_syntax": header.syntax if header.syntax in UID_dictionary else "private",
+        "transfer_syntax": known_syntax(header.syntax),
+        "vendor": vendor_of(str(header.value("Manufacturer") or "")),
         "spacing_mm": None if spacing is None else list(spacing),
     }
 
@@ -191,22 +166,10 @@ def _identity(header: Header) -> dict[str, Any]:
         "series": header.identifier("SeriesInstanceUID"),
         "sop_instance_uid": header.identifier("SOPInstanceUID"),
         "accession": header.identifier("AccessionNumber"),
+        "refers_to": references_of(header) if _marks(header) else [],
     }
 
 
-def _non_image(sop_class: str) -> str | None:
-    exact = _NON_IMAGES.get(sop_class)
-    if exact is not None:
-        return exact
-    return next(
-        (kind for prefix, kind in _NON_IMAGES.items() if prefix.endswith(".") and sop_class.startswith(prefix)), None
-    )
-
-
-def _axis(header: Header) -> str:
-    """What successive frames are: time, depth, or unknown."""
-    if any(header.has(k) for k in ("FrameTime", "FrameTimeVector")) or header.code("Modality") in _TIME:
-        return "time"
-    if header.has("GridFrameOffsetVector") or header.functional(0, "PlanePositionSequence") is not None:
-        return "depth"
-    return "unknown"
+def _marks(header: Header) -> bool:
+    """Whether it is a label of other images; plain images name series they were planned on, too."""
+    return header.sop_class in SEGMENTATIONS or non_image(header.sop_class) == "rtstruct"

@@ -13,6 +13,7 @@ from hilum.medical.dicom.header import Header
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+MOST_FRAMES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Layout:
         return self.photometric not in (*GREY, PALETTE)
 
     @property
+    def pixels(self) -> int:
+        """Values of a frame."""
+        return self.rows * self.columns * self.samples
+
+    @property
     def dtype(self) -> np.dtype[np.generic]:
         """Of decoded stored values."""
         return np.dtype(f"{self.kind}{max(1, self.allocated // 8)}")
@@ -42,7 +48,7 @@ class Layout:
     @property
     def frame_bits(self) -> int:
         """Of an uncompressed frame as it lies in the file."""
-        bits = self.rows * self.columns * self.samples * self.allocated
+        bits = self.pixels * self.allocated
         return bits * 2 // 3 if self.photometric == "YBR_FULL_422" else bits
 
     def bytes_of(self, frames: int) -> int:
@@ -84,8 +90,9 @@ def layout_of(header: Header, limits: Limits) -> Layout:
         photometric,
     )
     _check(layout, signed, planar)
-    pixels = rows * columns * samples * layout.frames
-    if pixels > limits.max_pixels or layout.bytes_of(layout.frames) > limits.max_bytes:
+    # Frames are read a few at a time, so a frame is what must fit into memory; the whole bounds the time.
+    most = max(layout.bytes_of(layout.frames), layout.frames * layout.pixels)
+    if layout.pixels > limits.max_pixels or most > limits.max_bytes or layout.frames > MOST_FRAMES:
         raise Rejected(
             "resource_limit", f"{layout.frames} frames of {rows} x {columns} x {samples} are more than the limit"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,18 +62,33 @@ def modality_of(header: Header, layout: Layout) -> Modality:
     one, zero = np.ones(1), np.zeros(1)
     if layout.photometric not in GREY:
         return Modality(one, zero)
+    if header.code("Modality") == "RTDOSE":
+        return _dose(header)
     sequence = header.value("ModalityLUTSequence")
     if sequence:
         table = table_of(header, sequence[0], signed=layout.kind == "i")
         return Modality(one, zero, table, header.code("ModalityLUTType", data=sequence[0]))
-    items = [header.functional(f, "PixelValueTransformationSequence") for f in range(layout.frames)]
+    frames = range(layout.frames if header.has("PerFrameFunctionalGroupsSequence") else 1)
+    items = [header.functional(f, "PixelValueTransformationSequence") for f in frames]
     lines = [_line(header, item) for item in (items if any(i is not None for i in items) else [None])]
+    if not all(map(_sound, set(lines))):
+        raise Rejected("inconsistent_attributes", "RescaleSlope is zero, or the rescale is not finite")
     if len(set(lines)) == 1:
         lines = lines[:1]
-    slopes, intercepts = np.array(lines, np.float64).T
-    if not (np.isfinite(slopes).all() and np.isfinite(intercepts).all() and slopes.all()):
-        raise Rejected("inconsistent_attributes", "RescaleSlope is zero, or the rescale is not finite")
+    slopes, intercepts = (np.array(values, np.float64) for values in zip(*lines, strict=True))
     return Modality(slopes, intercepts, unit=_unit(header, items[0] if items else None))
+
+
+def _dose(header: Header) -> Modality:
+    """A dose has DoseGridScaling where images have a rescale (PS3.3 C.8.8.3)."""
+    scale = header.number("DoseGridScaling")
+    if scale is None or not _sound((scale, 0.0)):
+        raise Rejected("missing_attribute", "a dose without DoseGridScaling has no values")
+    return Modality(np.array([scale]), np.zeros(1), unit=header.code("DoseUnits"))
+
+
+def _sound(line: tuple[float, float]) -> bool:
+    return all(map(math.isfinite, line)) and line[0] != 0
 
 
 def _line(header: Header, item: Dataset | None) -> tuple[float, float]:
@@ -118,7 +134,8 @@ def to_rgb(header: Header, stored: Array, layout: Layout) -> Array:
         if layout.photometric == PALETTE:
             return _palette(header, stored)
         if layout.photometric in ("YBR_FULL", "YBR_FULL_422"):
-            rgb: Array = convert_color_space(stored, "YBR_FULL", "RGB", per_frame=len(stored) > 1)
+            # By frame it works in place, and stored values are still to be hashed.
+            rgb: Array = convert_color_space(stored.copy(), "YBR_FULL", "RGB", per_frame=True)
             return rgb
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise Rejected("inconsistent_attributes", "its palette is incomplete") from None

@@ -1,27 +1,32 @@
-"""Stored values: decoded, unused bits removed, sign applied, colour last; before palette, YBR to RGB and any table."""
+"""Stored values: decoded, unused bits removed, sign applied, colour last; before palette, YBR to RGB and any table.
+
+A frame is read when it is asked for, so a long cine costs the memory of the frames that are in hand.
+"""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLossless, JPEGLosslessSV1, RLELossless
 
 from hilum.data.ledger import Rejected
-from hilum.medical.dicom.codecs import NATIVE, Codec, direct, installed
-from hilum.medical.dicom.codestream import inspect
+from hilum.medical.dicom.codecs import JPEG_XL, NATIVE, Codec, direct, installed
+from hilum.medical.dicom.codestream import Codestream, inspect, unwrapped
+from hilum.medical.dicom.encapsulated import Pieces, fragments_of, frames_of, joined
 from hilum.medical.dicom.header import Header
 from hilum.medical.dicom.layout import Layout
 
 Array = NDArray[Any]
-_CHUNK = 1 << 25  # pixels decoded at a time
+_CHUNK = 1 << 23  # pixels decoded at a time
 _WHOLE_WORDS = (JPEGLossless, JPEGLosslessSV1, RLELossless)  # unused bits travel along, as in uncompressed pixels
+_SMALL = 1 << 26  # bytes of a decoded frame that are not worth a suspicion
+_DENSEST = 1000  # bytes that one byte of a large compressed frame may become; RLE makes 64
 
 
 @dataclass
@@ -32,37 +37,69 @@ class Stored:
     layout: Layout
     codec: str
     codec_version: str
-    frames: Sequence[bytes] | None = None  # compressed
+    frames: Sequence[Pieces] | None = None  # compressed
+
+    @property
+    def _vr(self) -> str:
+        assert self.header.pixels is not None
+        return self.header.pixels.vr
 
     def chunks(self, which: range | None = None) -> Iterator[tuple[range, Array]]:
         """Frames and their values (f,H,W) or (f,H,W,3), in order, a bounded number of pixels at a time."""
         which = range(self.layout.frames) if which is None else which
-        size = max(1, _CHUNK // (self.layout.rows * self.layout.columns * self.layout.samples))
-        if self.frames is None and (self.layout.frame_bits % 16 or self.layout.allocated < 8):
-            yield which, self._native(range(self.layout.frames))[which.start : which.stop : which.step]
-            return
+        size = max(1, _CHUNK // self.layout.pixels)
         for start in range(0, len(which), size):
             part = which[start : start + size]
-            yield part, self._native(part) if self.frames is None else np.stack([self._decode(i) for i in part])
+            yield part, self._native(part) if self.frames is None else self._decoded(part)
 
     def _native(self, which: range) -> Array:
-        assert self.header.pixels is not None
         layout = self.layout
+        if self.header.big_endian_pixels and layout.allocated < 16 and self._vr != "OB":
+            return self._swapped(which)
+        parts = [which] if which.step == 1 else [range(i, i + 1) for i in which]
+        values = [self._run(part) for part in parts]
+        stored = values[0] if len(values) == 1 else np.concatenate(values)
+        return significant(stored, layout)
+
+    def _run(self, which: range) -> Array:
+        """Successive frames as they lie in the file."""
+        layout, count = self.layout, len(which)
+        first = which.start * layout.frame_bits
+        data = self._bytes(first // 8, -(-(first + count * layout.frame_bits) // 8))
+        if layout.allocated == 1:  # packed across frames, least significant bit first (PS3.5 8.1.1)
+            bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+            return bits[first % 8 :][: count * layout.frame_bits].reshape(count, layout.rows, layout.columns)
+        if layout.photometric == "YBR_FULL_422":
+            padded = bytes(data) + b"\0" * (len(data) % 2)
+            return self._as_array(padded, count, "", correct_unused_bits=False)[0].reshape(
+                count, layout.rows, layout.columns, 3
+            )
+        values = np.frombuffer(data, layout.dtype.newbyteorder(">" if self.header.big_endian_pixels else "<"))
+        values = values.astype(layout.dtype, copy=False)
+        if layout.samples == 1:
+            return values.reshape(count, layout.rows, layout.columns)
+        if layout.planar:
+            return values.reshape(count, layout.samples, layout.rows, layout.columns).transpose(0, 2, 3, 1)
+        return values.reshape(count, layout.rows, layout.columns, layout.samples)
+
+    def _bytes(self, start: int, stop: int) -> bytearray:
+        assert self.header.pixels is not None
+        data = bytearray(stop - start)
         with self.header.opened() as file:
-            if which.step == 1:
-                file.seek(self.header.pixels.offset + which.start * layout.frame_bits // 8)
-                size = layout.bytes_of(len(which))
-                data = file.read(size + size % 2)  # the pad byte is a pixel where 8-bit pixels lie in big-endian words
-            else:
-                data = b"".join(_at(file, self.header.pixels.offset, i, layout) for i in which)
-        if len(data) < layout.bytes_of(len(which)):
-            raise Rejected("truncated_pixels", "the file ends inside its pixels")
-        try:
-            values, _ = self._as_array(data + b"\0" * (len(data) % 2), len(which), "", correct_unused_bits=False)
-        except ValueError:
-            raise Rejected("inconsistent_attributes", "its pixels do not fit its header") from None
-        shape = (len(which), layout.rows, layout.columns, layout.samples)
-        return significant(values.reshape(shape[: 3 + layout.colour]), layout)
+            file.seek(self.header.pixels.offset + start)
+            if file.readinto(data) < len(data):  # type: ignore[attr-defined]
+                raise Rejected("truncated_pixels", "the file ends inside its pixels")
+        return data
+
+    def _swapped(self, which: range) -> Array:
+        """Bytes in big-endian words (PS3.5 8.1.1): pairs are exchanged, and a pair may span two frames."""
+        layout = self.layout
+        data = self._bytes(0, layout.bytes_of(layout.frames) // 2 * 2 + layout.bytes_of(layout.frames) % 2 * 2)
+        words = np.frombuffer(data, np.uint16).byteswap().view(np.uint8)
+        plain = replace(self.header, syntax=str(ExplicitVRLittleEndian), inflated=words.tobytes())
+        assert plain.pixels is not None
+        plain.pixels = replace(plain.pixels, offset=0)
+        return Stored(plain, layout, self.codec, self.codec_version)._native(which)
 
     def _as_array(self, data: bytes, frames: int, plugin: str, **options: Any) -> tuple[Array, dict[str, Any]]:
         assert self.header.pixels is not None
@@ -80,19 +117,19 @@ class Stored:
             "pixel_keyword": self.header.pixels.keyword,
             "pixel_vr": self.header.pixels.vr,
         }
-        syntax = (
-            str(ExplicitVRLittleEndian)
-            if self.header.syntax in NATIVE and self.header.little_endian
-            else self.header.syntax
-        )
+        syntax = str(ExplicitVRLittleEndian) if self.header.syntax in NATIVE else self.header.syntax
         array, about = get_decoder(syntax).as_array(data, raw=True, decoding_plugin=plugin, **options)
         return array.astype(array.dtype.newbyteorder("="), copy=False), about
 
-    def _decode(self, frame: int) -> Array:
-        """One compressed frame, by the first codec that can; the others are asked only where it fails."""
+    def _decoded(self, which: range) -> Array:
         assert self.frames is not None
-        data = self.frames[frame]
-        self._compare(data)
+        with self.header.opened() as file:
+            return np.stack([self._decode(joined(file, self.frames[i])) for i in which])
+
+    def _decode(self, data: bytes) -> Array:
+        """One compressed frame, by the first codec that can; the others are asked only where it fails."""
+        data = unwrapped(data)
+        stream = self._compare(data)
         failures = []
         for codec, version in installed(self.header.syntax):
             try:
@@ -104,7 +141,7 @@ class Stored:
                 continue
             if codec.name != self.codec:
                 self.codec, self.codec_version = codec.name, version
-            return self._conform(values, data)
+            return self._conform(values, stream)
         raise Rejected("codec_error", "no codec decodes it (" + ", ".join(failures) + ")")
 
     def _by(self, codec: Codec, data: bytes) -> Array:
@@ -126,26 +163,35 @@ class Stored:
                 self.layout = replace(layout, photometric=shown)
         return values.reshape((layout.rows, layout.columns, layout.samples)[: 2 + layout.colour])
 
-    def _compare(self, data: bytes) -> None:
+    def _compare(self, data: bytes) -> Codestream | None:
         """The stream's own size must be the header's: what is decoded is then within the limits."""
-        stream, layout = inspect(data), self.layout
+        layout, size = self.layout, self.layout.bytes_of(1)
+        if size > _SMALL and size > len(data) * (64 if self.header.syntax == RLELossless else _DENSEST):
+            raise Rejected("resource_limit", f"{len(data)} bytes would unpack to a frame of {size}")
+        if self.header.syntax == RLELossless:
+            return None
+        stream = inspect(data)
         if stream is None:
-            return
-        if (stream.rows, stream.columns, stream.samples) != (layout.rows, layout.columns, layout.samples):
+            raise Rejected("codec_error", "a compressed frame does not begin as its transfer syntax says")
+        samples = stream.samples or layout.samples
+        if (stream.rows, stream.columns, samples) != (layout.rows, layout.columns, layout.samples):
             raise Rejected("inconsistent_attributes", "the compressed stream has another size than the header says")
         if stream.precision > layout.allocated:
             raise Rejected("inconsistent_attributes", "the compressed stream has more bits than are allocated")
         if stream.signed is not None and stream.signed != (layout.kind == "i"):
             self.header.note("pixel_representation_mismatch")
+        return stream
 
-    def _conform(self, values: Array, data: bytes) -> Array:
+    def _conform(self, values: Array, stream: Codestream | None) -> Array:
         """To the header's bits and sign, where the stream keeps to them."""
-        layout, stream = self.layout, inspect(data)
+        layout = self.layout
         if layout.high != layout.stored - 1:
             raise Rejected("inconsistent_attributes", "HighBit is not BitsStored - 1 in compressed pixels")
         wide = values.astype(layout.dtype, copy=False) if values.dtype != layout.dtype else values
-        precision = stream.precision if stream is not None else layout.stored
+        precision = stream.precision if stream is not None and stream.precision else layout.stored
         cleaned = significant(wide, layout)
+        if self.header.syntax in JPEG_XL and not np.array_equal(cleaned, values):
+            raise Rejected("inconsistent_attributes", "the compressed stream has values beyond BitsStored")
         if precision > layout.stored:
             if self.header.syntax not in _WHOLE_WORDS and not np.array_equal(cleaned, wide):
                 raise Rejected("inconsistent_attributes", "the compressed stream has values beyond BitsStored")
@@ -154,23 +200,20 @@ class Stored:
 
 
 def open_stored(header: Header, layout: Layout) -> Stored:
-    """Check that the pixel element holds what the layout says; compressed frames are cut apart, nothing is decoded."""
+    """Check that the pixel element holds what the layout says; compressed frames are located, nothing is decoded."""
     assert header.pixels is not None
-    there = header.size - header.pixels.offset
     if header.syntax in NATIVE:
-        return _open_native(header, layout, there)
+        return _open_native(header, layout, header.size - header.pixels.offset)
     codec, version = installed(header.syntax)[0]
     if header.pixels.length is not None:
         raise Rejected("inconsistent_attributes", "its transfer syntax is compressed, its pixels are not")
-    with header.opened() as file:
-        file.seek(header.pixels.offset)
-        data = _fragments(header, file, there)
     tables = [header.value(k) for k in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
-    offsets = tuple(tables) if all(isinstance(t, bytes) and t for t in tables) else None
-    try:
-        frames = list(generate_frames(data, number_of_frames=layout.frames, extended_offsets=offsets))
-    except Exception:
-        raise Rejected("inconsistent_attributes", "its fragments and offsets do not agree") from None
+    extended = (tables[0], tables[1]) if all(isinstance(t, bytes) and t for t in tables) else None
+    with header.opened() as file:
+        fragments = fragments_of(file, header.pixels.offset, header.size)
+        if not fragments.delimited:
+            header.note("missing_delimiter")
+        frames = frames_of(file, fragments, layout.frames, extended)
     if len(frames) < layout.frames:
         raise Rejected("truncated_pixels", f"{len(frames)} of {layout.frames} frames are there")
     if len(frames) > layout.frames:
@@ -203,30 +246,6 @@ def _excess(header: Header, layout: Layout, found: int, frames: Any) -> Any:
         return frames
     header.note(f"excess_frames:{found - layout.frames}")
     return frames[: layout.frames]
-
-
-def _fragments(header: Header, file: BinaryIO, there: int) -> bytes:
-    """The value of an encapsulated element (PS3.5 A.4): items up to the delimiter, each whole."""
-    data = file.read(there)
-    at = 0
-    while at + 8 <= len(data):
-        group, element, length = struct.unpack_from("<HHI", data, at)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return data[:at]
-        if (group, element) != (0xFFFE, 0xE000):
-            raise Rejected("parse_error", "its compressed pixels are not a sequence of items")
-        if at + 8 + length > len(data):
-            raise Rejected("truncated_pixels", "the file ends inside a compressed frame")
-        at += 8 + length
-    if at == 0:
-        raise Rejected("truncated_pixels", "the file ends before its compressed pixels")
-    header.note("missing_delimiter")
-    return data[:at]
-
-
-def _at(file: BinaryIO, offset: int, frame: int, layout: Layout) -> bytes:
-    file.seek(offset + frame * layout.frame_bits // 8)
-    return file.read(layout.bytes_of(1))
 
 
 def significant(values: Array, layout: Layout) -> Array:

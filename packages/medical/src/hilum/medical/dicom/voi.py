@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydicom.dataset import Dataset
+
 from hilum.core.errors import HilumError
 from hilum.core.types import Window
 from hilum.medical.dicom.header import Header
@@ -12,18 +14,36 @@ from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 from hilum.medical.dicom.lut import Modality, table_of
 from hilum.medical.dicom.terms import EXPLANATIONS
 
+PRESETS: dict[str, tuple[float, float]] = {
+    "abdomen": (50.0, 400.0),
+    "angio": (300.0, 600.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+    "liver": (30.0, 150.0),
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "soft_tissue": (50.0, 400.0),
+    "spine": (50.0, 250.0),
+    "stroke": (40.0, 40.0),
+    "subdural": (75.0, 215.0),
+    "temporal_bone": (600.0, 2800.0),
+}
+"""Centre and width in HU, of CT alone. Values as radiologists teach them (Radiopaedia, "Windowing (CT)", of whose ranges
+the middle is taken; CT angiography: 300/600 as vendors' consoles have it)."""
+
 
 def window_of(
-    header: Header, layout: Layout, modality: Modality, *, voi: str | int = "auto"
+    header: Header, layout: Layout, modality: Modality, *, voi: str | int = "auto", frame: int = 0
 ) -> tuple[Window | None, str]:
     """(window on modality values, function): the file's own, or None where it has none.
 
-    ``voi``: ``auto`` (VOI LUT Sequence, else the first window), an index, an explanation such as ``LUNG``, or ``none``.
-    The function is ``linear``, ``linear_exact``, ``sigmoid``, ``lut`` or ``none``.
+    ``voi``: ``auto`` (VOI LUT Sequence, else the first window), an index, an explanation such as ``LUNG``, one of
+    PRESETS where the values are HU, or ``none``. ``frame`` is the one whose functional group is asked (PS3.3
+    C.7.6.16.2.10). The function is ``linear``, ``linear_exact``, ``sigmoid``, ``lut`` or ``none``.
     """
     if layout.photometric not in GREY or voi == "none":
         return None, "none"
-    item = header.functional(0, "FrameVOILUTSequence")
+    item = header.functional(frame, "FrameVOILUTSequence")
     sequence = header.value("VOILUTSequence")
     if sequence and voi == "auto":
         signed = layout.kind == "i" or bool(modality.line and min(modality.intercepts) < 0)
@@ -31,10 +51,14 @@ def window_of(
         entries = tuple((table.values / ((1 << table.bits) - 1)).tolist())
         return Window(float(table.first), float(table.first + len(entries) - 1), "table", entries, "voi lut 0"), "lut"
     centres, widths = (header.numbers(k, data=item) for k in ("WindowCenter", "WindowWidth"))
-    if not centres or not widths:
+    count = min(len(centres), len(widths))
+    names = _explanations(header, item, count)
+    preset = isinstance(voi, str) and voi.lower() in PRESETS
+    if not count and not preset:
         return None, "none"
-    names = _explanations(header, len(centres))
-    at = _choose(voi, names, min(len(centres), len(widths)))
+    at = _choose(voi, names, count)
+    if at is None:
+        return _preset(str(voi).lower(), modality), "linear"
     function = str(header.value("VOILUTFunction", data=item) or "LINEAR").strip(" \0").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         header.note("unknown_voi_function")
@@ -45,6 +69,27 @@ def window_of(
         return None, "none"
     source = f"window {at}" + (f" ({names[at]})" if names[at] else "")
     return window(centre, width, function, source=source), function.lower()
+
+
+def differs_by_frame(header: Header, frames: int) -> bool:
+    """Whether functional groups state several windows: one image has one, that of the first frame asked for."""
+    if frames < 2 or not header.has("PerFrameFunctionalGroupsSequence"):
+        return False
+    first: list[list[float]] | None = None
+    for frame in range(frames):
+        item = header.functional(frame, "FrameVOILUTSequence")
+        found = [header.numbers(k, data=item) for k in ("WindowCenter", "WindowWidth")] if item is not None else []
+        first = found if first is None else first
+        if found != first:
+            return True
+    return False
+
+
+def _preset(name: str, modality: Modality) -> Window:
+    if modality.unit != "HU":
+        raise HilumError(f"the window {name!r} is in HU, and the values of this image are not", fix="voi: auto")
+    centre, width = PRESETS[name]
+    return window(centre, width, source=f"preset {name}")
 
 
 def window(centre: float, width: float, function: str = "LINEAR", *, source: str = "") -> Window:
@@ -76,20 +121,26 @@ def mirrored(window: Window) -> Window:
     return Window(-window.hi, -window.lo, window.kind, table, window.source)
 
 
-def _choose(voi: str | int, names: list[str], count: int) -> int:
+def _choose(voi: str | int, names: list[str], count: int) -> int | None:
+    """Which of the file's windows; None for a preset. The file's own window of that name goes first."""
     if voi == "auto":
         return 0
     if isinstance(voi, str) and not voi.isdigit():
-        if voi.upper() in names:
-            return names.index(voi.upper())
-        raise HilumError(f"the file has no window named {voi!r}", fix="an index, or voi: auto")
-    if int(voi) >= count:
+        name = voi.upper().replace("_", " ")
+        if name in names:
+            return names.index(name)
+        if voi.lower() in PRESETS:
+            return None
+        raise HilumError(
+            f"the file has no window named {voi!r}", fix=f"an index, voi: auto, or one of {', '.join(PRESETS)}"
+        )
+    if int(voi) >= count or int(voi) < 0:
         raise HilumError(f"the file has {count} windows, none with the index {voi}", fix="voi: auto")
     return int(voi)
 
 
-def _explanations(header: Header, count: int) -> list[str]:
-    value = header.value("WindowCenterWidthExplanation")
+def _explanations(header: Header, item: Dataset | None, count: int) -> list[str]:
+    value = header.value("WindowCenterWidthExplanation", data=item)
     texts = [value] if isinstance(value, str) else list(value or [])
     names = [t if (t := str(text).strip(" \0").upper()) in EXPLANATIONS else "" for text in texts]
     return (names + [""] * count)[:count]
