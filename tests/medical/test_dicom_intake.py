@@ -304,3 +304,9 @@ def test_every_file_of_pydicom_ends_with_a_known_reason() -> None:
         "no_meta_group_length.dcm": "missing_attribute",
         "priv_SQ.dcm": "missing_attribute",
     }
+
+
+def test_transfer_syntaxes_have_names_for_the_doctor() -> None:
+    names = DicomIntake().syntaxes()
+    assert names["1.2.840.10008.1.2.1"] == "Explicit VR Little Endian" and "RLE" in names["1.2.840.10008.1.2.5"]
+    assert len(set(names.values())) == len(names) > 15

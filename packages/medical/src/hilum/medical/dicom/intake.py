@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydicom.uid import UID
 
 from hilum.core.types import IndexRow, Limits, Pixels
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.axes import frames_axis
-from hilum.medical.dicom.codecs import inventory, known_syntax
+from hilum.medical.dicom.codecs import NATIVE, ORDER, inventory, known_syntax
 from hilum.medical.dicom.decode import Image, decode, inverted, measure, open_image, spacing_of
 from hilum.medical.dicom.dicomdir import check_dicomdir
 from hilum.medical.dicom.geometry import SEGMENTATIONS, geometry_of, references_of
@@ -57,6 +58,10 @@ class DicomIntake:
     def codecs(self) -> dict[str, str]:
         """For the doctor: compressed syntaxes, and what reads them here."""
         return inventory()
+
+    def syntaxes(self) -> dict[str, str]:
+        """For the doctor: names of transfer syntaxes by UID."""
+        return {uid: str(UID(uid).name) for uid in (*NATIVE, *ORDER)}
 
     def _row(self, path: Path, limits: Limits, *, pixels: bool) -> IndexRow:
         with quiet():
