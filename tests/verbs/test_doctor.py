@@ -302,15 +302,15 @@ def test_volumes_are_counted_with_their_problems(study: Study, tmp_path: Path) -
 
 def test_a_member_of_a_zip_is_drawn_and_explained(tmp_path: Path) -> None:
     inside = write(tmp_path / "inside.dcm", phantom(4), patient="P1", study=1)
-    (tmp_path / "files").mkdir()
-    with zipfile.ZipFile(tmp_path / "files" / "cd.zip", "w") as packed:
+    (tmp_path / "ward!7").mkdir()
+    with zipfile.ZipFile(tmp_path / "ward!7" / "cd.zip", "w") as packed:
         packed.write(inside, "disc/IM0001.dcm")
-    index(tmp_path / "files", out=tmp_path / "study", workers=1)
+    index(tmp_path / "ward!7", out=tmp_path / "study", workers=1)
     study = Study(tmp_path / "study")
     assert [p.pixels is not None and p.pixels.shape for p in contact_sheet(study)] == [(24, 32)]
     told = dict(explain(study, "cd.zip!disc/IM0001.dcm"))
     assert told["status"] == "indexed" and told["image"].startswith("24 x 32, 16 bits")
-    assert dict(explain(study, f"{tmp_path / 'files' / 'cd.zip'}!disc/IM0001.dcm")) == told
+    assert dict(explain(study, f"{tmp_path / 'ward!7' / 'cd.zip'}!disc/IM0001.dcm")) == told
     with pytest.raises(HilumError) as caught:
         explain(study, "cd.zip!disc/IM0002.dcm")
     assert "cd.zip!disc/IM0001.dcm" in caught.value.fix

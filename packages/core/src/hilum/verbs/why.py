@@ -62,8 +62,9 @@ def _spellings(study: Study, wanted: str) -> list[str]:
     with contextlib.suppress(HilumError):  # a study whose root is not known: paths below it still fit
         roots = [study.root, study.root.resolve()]
     found = [wanted.removeprefix("./")]
-    for place in (Path(archive), Path.cwd() / archive, Path(archive).resolve()):
-        found += [str(place.relative_to(root)) + mark + member for root in roots if place.is_relative_to(root)]
+    for name, rest in ((archive, mark + member), (wanted, "")):  # the root's own name may hold "!"
+        for place in (Path(name), Path.cwd() / name, Path(name).resolve()):
+            found += [str(place.relative_to(root)) + rest for root in roots if place.is_relative_to(root)]
     return [path_text(os.fsencode(text)) for text in dict.fromkeys(found)]
 
 
