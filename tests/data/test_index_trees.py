@@ -69,7 +69,7 @@ def make(path: bytes, entry: Any) -> int:
     return 1
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.lists(names, min_size=1, max_size=3).map(tuple), entries, min_size=1, max_size=6))
 def test_any_tree_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[tuple[bytes, ...], Any]
@@ -78,6 +78,8 @@ def test_any_tree_is_accounted_for(
     write(root / "always.dcm", phantom(1))
     made, places = 1, {b"always.dcm"}
     for parts, entry in tree.items():
+        if any(Path(root, *map(os.fsdecode, parts[:n])).is_symlink() for n in range(1, len(parts))):
+            continue  # written through a link it would lie elsewhere
         try:
             made += make(b"/".join((os.fsencode(root), *parts)), entry)
             places.add(b"/".join(parts))
