@@ -20,7 +20,7 @@ from hilum.verbs.folder import RunFolder
 
 if TYPE_CHECKING:
     from hilum.encoders.weights import LoadReport
-    from hilum.verbs.training import RunResult
+    from hilum.verbs.running import RunResult
 
 OWN_KEYS = ("name", "init", "train", "eval_mode")
 
@@ -63,7 +63,7 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def run_stages(recipe: Recipe, *, folder: RunFolder, study: Any, resuming: bool, track: bool, quiet: bool) -> RunResult:
     """Run what is not finished; the last stage's exports become the run's."""
-    from hilum.verbs.training import RunResult, run_one
+    from hilum.verbs.running import RunResult, run_one
 
     stages = stage_recipes(recipe)
     if resuming and recipe["schedule"] != folder.recipe["schedule"]:
