@@ -106,7 +106,7 @@ def test_depths_rise_from_stem_to_last_stage() -> None:
     ],
 )
 def test_monai(name: str, size: list[int], grids: list[tuple[int, ...]]) -> None:
-    pytest.importorskip("monai")
+    pytest.importorskip("monai", reason="the extra monai is not installed")
     torch.manual_seed(0)
     encoder = build(f"monai/{name}", view={"size": size, "channels": 2}).eval()
     check_encoder(encoder)
@@ -124,7 +124,7 @@ def test_monai(name: str, size: list[int], grids: list[tuple[int, ...]]) -> None
 
 
 def test_densenet_sees_what_monais_classifier_sees() -> None:
-    nets = pytest.importorskip("monai.networks.nets")
+    nets = pytest.importorskip("monai.networks.nets", reason="the extra monai is not installed")
     encoder = monai_encoder("densenet121", view={"size": [64, 64], "channels": 1}).eval()
     whole = nets.DenseNet121(spatial_dims=2, in_channels=1, out_channels=1).eval()
     whole.load_state_dict(encoder.net.state_dict(), strict=False)

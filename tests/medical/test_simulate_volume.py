@@ -16,7 +16,6 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_simulator_volume.py
 @pytest.mark.slow
 @pytest.mark.integration
 def test_the_tool_makes_the_shipped_volume_again(real_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nibabel")
     source = real_data / "medical" / "lidc0001"
     if not source.is_dir():
         pytest.skip("the scan is not among the real images")
