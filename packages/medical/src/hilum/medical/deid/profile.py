@@ -1,7 +1,7 @@
 """What PS3.15 Annex E asks of each attribute, and what is done where the table leaves a choice or says nothing.
 
 ``profile.csv`` holds Table E.1-1 (facts only; edition in its first line), ``required.csv`` the attributes that some
-module makes Type 1 or 2, ``terms.txt`` the Defined Terms and Enumerated Values of PS3.3. An attribute that is not in
+module makes Type 1 or 2, ``terms.txt`` those of PS3.3's terms that images need. An attribute that is not in
 the table is kept only where it can carry no free text: numbers, listed terms, listed words.
 """
 
@@ -173,8 +173,9 @@ def _tables() -> tuple[str, dict[int, Row], dict[int, int], frozenset[str]]:
         int(line["tag"], 16): Row(line["keyword"], line["basic"], _codes(line)) for line in csv.DictReader(lines[1:])
     }
     required = csv.DictReader((here / "required.csv").read_text(encoding="ascii").splitlines()[1:])
-    terms = (here / "terms.txt").read_text(encoding="ascii").splitlines()[1:]
-    return edition, rows, {int(r["tag"], 16): int(r["type"]) for r in required}, frozenset(terms)
+    terms = (here / "terms.txt").read_text(encoding="ascii").splitlines()
+    listed = frozenset(term for term in terms if not term.startswith("#"))
+    return edition, rows, {int(r["tag"], 16): int(r["type"]) for r in required}, listed
 
 
 def _codes(line: dict[str, str]) -> dict[str, str]:
