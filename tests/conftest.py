@@ -1,4 +1,8 @@
-"""Shared settings of every test: offline, no telemetry, one thread a process, data where the environment names it."""
+"""Shared settings of every test: offline, no telemetry, one thread a process, data where the environment names it.
+
+Property tests try the same examples in every run, so that a red run is the change's; ``HYPOTHESIS_PROFILE=explore``
+tries new ones.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

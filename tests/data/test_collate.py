@@ -18,7 +18,7 @@ def sample(name: str = "a", targets: dict[str, Any] | None = None, **views: Any)
     return Sample(views, targets or {}, Meta(name, f"group of {name}"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3])), min_size=1, max_size=5))
 def test_images_come_back_as_they_went_in(shapes: list[tuple[int, int, int]]) -> None:
     images = [torch.randint(0, 60000, (c, h, w)).to(torch.uint16) for h, w, c in shapes]

@@ -109,7 +109,7 @@ def test_real_radiographs_are_told_apart(real_data: Path) -> None:
     assert {(p.first, p.second) for p in found} == {(i, 60 + i) for i in range(20)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15))
 def test_sets_are_the_connected_components(pairs: list[tuple[int, int]]) -> None:
     sets = Sets(10)

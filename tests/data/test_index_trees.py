@@ -69,7 +69,7 @@ def make(path: bytes, entry: Any) -> int:
     return 1
 
 
-@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.lists(names, min_size=1, max_size=3).map(tuple), entries, min_size=1, max_size=6))
 def test_any_tree_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[tuple[bytes, ...], Any]

@@ -51,7 +51,7 @@ def bad_of(steps: list[list[Batch]]) -> dict[str, str]:
 # ---- steps, ranks, micro-batches ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
 def test_ranks_and_micro_batches_share_every_global_step(
     n: int, batch: int, world: int, accumulate: int, epoch: int

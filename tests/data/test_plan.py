@@ -22,7 +22,7 @@ def flat(plan: Shuffle, epoch: int) -> list[Request]:
     return [r for step in plan.steps(epoch) for r in step["main"]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 50), st.integers(1, 12), st.integers(0, 5), st.integers(0, 5), st.booleans())
 def test_every_sample_once_an_epoch(n: int, size: int, seed: int, epoch: int, drop: bool) -> None:
     if drop and n < size:
@@ -40,7 +40,7 @@ def test_every_sample_once_an_epoch(n: int, size: int, seed: int, epoch: int, dr
         assert request.key == SampleKey(seed, epoch, int(ids(n)[request.row - 100][:8], 16))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 40), st.randoms(use_true_random=False))
 def test_order_of_rows_does_not_matter(n: int, random: object) -> None:
     order = list(range(n))

@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
     return rng.integers(info.min, info.max, (h, w), endpoint=True).astype(kind), size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_integers_are_the_exact_mean_rounded_half_up(case: tuple[np.ndarray, tuple[int, int]]) -> None:
     image, size = case
@@ -55,7 +55,7 @@ def test_integers_are_the_exact_mean_rounded_half_up(case: tuple[np.ndarray, tup
     assert reduced.tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_floats_agree_with_the_integral(case: tuple[np.ndarray, tuple[int, int]]) -> None:
     image, size = case

@@ -45,7 +45,7 @@ def archives(draw: st.DrawFn) -> dict[str, Any]:
     return {"owners": owners, "labels": labels, "seed": draw(st.integers(0, 3))}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(archives(), st.randoms(use_true_random=False))
 def test_every_group_stands_on_one_side_whatever_the_order(archive: dict[str, Any], random: Any) -> None:
     owners, n = archive["owners"], len(archive["owners"])
@@ -82,7 +82,7 @@ def test_every_group_stands_on_one_side_whatever_the_order(archive: dict[str, An
         }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(0, 4), st.integers(0, 100))
 def test_nested_fractions(n: int, labels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_count_of_does_not_fall_for_floats() -> None:
     assert count_of(0.01, 3) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=4), st.integers(0, 3), st.integers(0, 50))
 def test_deal_keeps_sizes(sizes: list[int], labels: int, seed: int) -> None:
     n = sum(sizes)

@@ -115,7 +115,7 @@ def truth(tree: Any, row: dict[str, Any]) -> bool | None:
     return None if row["rows"] is None else bool(getattr(row["rows"], COMPARISONS[tree[1]])(tree[2]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trees)
 def test_random_predicates_equal_logic_by_hand(tree: Any) -> None:
     assert select(TABLE, text_of(tree)).tolist() == [truth(tree, row) is True for row in ROWS]

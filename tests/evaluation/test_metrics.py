@@ -50,7 +50,7 @@ def test_equal_to_scikit_learn(seed, ties):
         lambda rows: len({y for y, _ in rows}) == 2
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_auroc_counts_pairs_with_ties_as_half(rows):
     y, s = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], dtype=float)
     difference = s[y][:, None] - s[~y][None, :]

@@ -26,6 +26,9 @@ class HostileIntake:
             os.kill(os.getpid(), signal.SIGKILL)
         if deed == "slow":
             time.sleep(0.02)
+        if deed.startswith("tell"):
+            (path.parent.parent / "pid").write_text(str(os.getpid()))
+            time.sleep(float(deed.split()[1]))
         if deed == "hang":
             time.sleep(1000)
         if deed == "hog":

@@ -123,7 +123,7 @@ def test_we_find_simpleitk_voxels_where_it_does(tmp_path: Path, flip: Any) -> No
     shear=st.floats(-0.5, 0.5),
     flip=st.sampled_from([-1, 1]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_affine_comes_back(tmp_path_factory: Any, angles: Any, spacing: Any, shear: float, flip: int) -> None:
     row, column = np.array(oblique(*angles)[:3]), np.array(oblique(*angles)[3:])
     affine = np.eye(4)

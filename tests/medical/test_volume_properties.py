@@ -23,7 +23,7 @@ def stacked(k: int) -> dict[str, Any]:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_order_of_rows_gives_the_same_series(mixed_rows: list[dict[str, Any]], rng: random.Random) -> None:
     shuffled = list(mixed_rows)
     rng.shuffle(shuffled)
@@ -73,7 +73,7 @@ wild = st.fixed_dictionaries(
 
 
 @given(st.lists(wild, min_size=1, max_size=9), st.sets(st.sampled_from(["allow_gaps", "resample", "split_4d"])))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_header_ends_an_index(rows: list[dict[str, Any]], options: set[str]) -> None:
     """Every frame ends in exactly one row that the table can hold."""
     about = {

@@ -85,7 +85,7 @@ def test_restore_sends_gradient_to_tokens_and_mask_token():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 14), st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_block_masks_have_the_exact_count(sample, h, w, share):
     masked = int(share * h * w)
     mask = m.block_mask(Stream(SampleKey(0, 0, sample)), (h, w), masked)

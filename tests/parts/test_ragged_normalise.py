@@ -19,7 +19,7 @@ def ragged(lengths):
 
 
 @given(LENGTHS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_pad_then_unpad_is_the_identity(lengths):
     packed = ragged(lengths)
     padded, valid = pad(packed, value=-7.0)
@@ -31,7 +31,7 @@ def test_pad_then_unpad_is_the_identity(lengths):
 
 
 @given(LENGTHS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_block_diagonal_mask_and_means_equal_loops(lengths):
     packed = ragged(lengths)
     owner = [b for b, n in enumerate(lengths) for _ in range(n)]

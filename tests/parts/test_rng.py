@@ -55,7 +55,7 @@ def test_published_vectors(counter, key, result):
 
 
 @given(st.tuples(word, word, word, word), st.tuples(word, word))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_three_implementations_agree(counter, key):
     expected = reference(counter, key)
     assert rng.philox4x32(counter, key).tolist() == expected

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hilum.tracking.provenance import Names, flatten, is_dead, legal_name, process_tags, redact, sha
@@ -19,7 +19,6 @@ def test_the_documented_name_and_names_that_are_legal_already() -> None:
         assert legal_name(name) == name
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=300), unique=True, max_size=12))
 def test_any_name_is_accepted_by_mlflow_and_none_fall_together(texts: list[str]) -> None:
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag

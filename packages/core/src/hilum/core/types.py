@@ -494,8 +494,9 @@ class IndexRow:
 class Intake(Protocol):
     """Reads one family of files. Core's ``index`` runs it in isolated workers under :class:`Limits`.
 
-    An intake may have ``volume_options`` (name -> help, for ``hilum index --volumes``); its ``problems`` then takes those
-    that the user named as a second argument, a frozenset.
+    ``problems`` sees of the rows of one series who they are and where they lie, not their statistics. An intake may have
+    ``volume_options`` (name -> help, for ``hilum index --volumes``); ``problems`` then takes those that the user
+    named as a second argument, a frozenset.
     """
 
     name: str

@@ -30,9 +30,11 @@ MEMBERS = 1 << 16  # of one archive
 _DIRECTORY = 1 << 26  # bytes of its list of members
 _SMALL = 1 << 26  # bytes: below this a high ratio is a blank image, not a bomb
 _LOCAL = 30  # bytes of a local header without its name (APPNOTE 4.3.7)
+_ENTRY, _CENTRAL = b"PK\x01\x02", 46  # how an entry of the directory starts, and its bytes without its name (4.3.12)
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"  # APPNOTE 4.3.16, 4.3.14, 4.3.15
 _CHUNK = 1 << 20
 _PREFIX = "hilum-member-"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError, OverflowError, ValueError)
 Read = Callable[[Path], list[IndexRow]]
 
@@ -90,17 +92,19 @@ def _opened(
 
 def _open(path: Path, limits: Limits) -> zipfile.ZipFile:
     with path.open("rb") as file:
-        count, size = _directory(file)
-    if count > MEMBERS or size > _DIRECTORY:
-        raise Rejected("resource_limit", f"an archive of {count} members, more than {MEMBERS}, or of longer names")
+        count, size, end = _directory(file)
+        if count > MEMBERS or size > _DIRECTORY:
+            raise Rejected("resource_limit", f"an archive of {count} members, more than {MEMBERS}, or of longer names")
+        if _listed(file, end - size, size) != count:
+            raise Rejected("unsafe_archive", "its directory holds more or fewer members than it says")
     try:
         return zipfile.ZipFile(path)
     except (*_FAULTS, NotImplementedError):
         raise Rejected("unsafe_archive", "its directory is damaged") from None
 
 
-def _directory(file: BinaryIO) -> tuple[int, int]:
-    """(members, bytes of their list) as the end record says, before anything is allocated for them."""
+def _directory(file: BinaryIO) -> tuple[int, int, int]:
+    """(members, bytes of their list, where it ends) as the end record says, before anything is allocated for them."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 22 - 0xFFFF))
     tail = file.read()
@@ -108,13 +112,31 @@ def _directory(file: BinaryIO) -> tuple[int, int]:
     if at < 0 or len(tail) - at < 22:
         raise Rejected("unsafe_archive", "its directory is missing or cut off")
     count, length = struct.unpack("<HI", tail[at + 10 : at + 16])
-    if at >= 20 and tail[at - 20 : at - 16] == _LOCATOR:
-        file.seek(min(struct.unpack("<Q", tail[at - 12 : at - 4])[0], size))
-        record = file.read(56)
-        if len(record) < 56 or record[:4] != _END64:
+    end = max(0, size - len(tail)) + at
+    file.seek(max(0, end - 76))
+    before = file.read(76)
+    if len(before) == 76 and before[56:60] == _LOCATOR:
+        # Where the locator points is not asked: zipfile, which reads next, takes the record that stands before it.
+        if before[:4] != _END64:
             raise Rejected("unsafe_archive", "its directory is damaged")
-        count, length = struct.unpack("<QQ", record[32:48])
-    return count, length
+        count, length = struct.unpack("<QQ", before[32:48])
+        end -= 76
+    return count, length, end
+
+
+def _listed(file: BinaryIO, start: int, size: int) -> int:
+    """Members that the directory really lists, counted up to one more than are allowed: the end record may lie."""
+    if start < 0:
+        raise Rejected("unsafe_archive", "its directory is missing or cut off")
+    file.seek(start)
+    data, at = file.read(size), 0
+    for number in range(MEMBERS + 1):
+        if at == size:
+            return number
+        if data[at : at + 4] != _ENTRY or at + _CENTRAL > size:
+            raise Rejected("unsafe_archive", "its directory is damaged")
+        at += _CENTRAL + sum(struct.unpack("<HHH", data[at + 28 : at + 34]))
+    raise Rejected("resource_limit", f"an archive of more than {MEMBERS} members")
 
 
 def _members(archive: zipfile.ZipFile, path: Path, limits: Limits) -> list[zipfile.ZipInfo]:
@@ -177,8 +199,8 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limits: Limits, f
             _copy(source, copy, member.file_size)
     except BaseException as error:
         file.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise Rejected("resource_limit", "there is no room to unpack it") from None
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # no fault of the member's: read again next time
+            raise Rejected("unreadable", "there is no room to unpack it") from None
         if isinstance(error, (*_FAULTS, NotImplementedError, RuntimeError)):
             raise Rejected("unsafe_archive", f"its data are damaged ({type(error).__name__})") from None
         raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hmac
+import io
 import os
 import re
 import unicodedata
@@ -116,17 +117,36 @@ class Merges:
 
     @classmethod
     def read(cls, path: Path) -> Merges:
+        """As hilum or a spreadsheet has written it: comma, semicolon or tab, with or without a byte order mark."""
         if not path.exists():
             return cls()
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in cls.COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise HilumError("private/merges.csv is not UTF-8", fix="save it as CSV in UTF-8") from None
+        first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+        most = csv.field_size_limit(len(text) + 1)  # an identifier of any length that hilum has listed is read back
+        try:
+            lines = list(reader)
+        except csv.Error:
+            raise HilumError("private/merges.csv is no table", where=f"line {reader.line_num}") from None
+        finally:
+            csv.field_size_limit(most)
+        missing = [c for c in cls.COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise HilumError(
+                f"private/merges.csv lacks the column {missing[0]!r}",
+                fix=f"its header is {','.join(cls.COLUMNS)}; delete the file to start afresh",
+            )
+        for number, line in enumerate(lines, 2):
+            if None in line or any(line[c] is None for c in cls.COLUMNS):
                 raise HilumError(
-                    f"private/merges.csv lacks the column {missing[0]!r}",
-                    fix=f"its header is {','.join(cls.COLUMNS)}; delete the file to start afresh",
+                    "a row of private/merges.csv has more or fewer cells than its header",
+                    where=f"row {number}",
+                    fix="quote cells that hold the separator",
                 )
-            return cls({(r["issuer"], r["patient_id"]): (r["into_issuer"], r["merge_into"]) for r in reader})
+        return cls({(r["issuer"], r["patient_id"]): (r["into_issuer"], r["merge_into"]) for r in lines})
 
     def add(self, spellings: Iterable[tuple[str, str]]) -> None:
         """List spellings that normalisation joined; rows the user has edited stay as they are."""

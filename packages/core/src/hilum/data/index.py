@@ -30,9 +30,9 @@ from hilum.data.ledger import path_bytes, path_text
 from hilum.data.listing import Found, Listing, walk
 from hilum.data.processes import Stopped, stoppable
 from hilum.data.progress import following
-from hilum.data.reading import Job, Jobs, Reading, Rows, batch_of
+from hilum.data.reading import Job, Jobs, Reading, Rows, batch_of, installed
 from hilum.data.resolution import Resolved, resolve
-from hilum.data.state import Keyed, Known, find_previous, in_order, places_of, read_previous, vanished
+from hilum.data.state import Keyed, Known, find_previous, in_order, places_of, read_previous, settled, vanished
 from hilum.data.tables import Table
 
 DICOM = 128, b"DICM"  # where a DICOM file says that it is one (PS3.10 section 7.1)
@@ -164,14 +164,15 @@ class _Work:
     def state(self, listing: Listing, earlier: Path | None, *, progress: bool) -> tuple[int, pa.Table]:
         """(number of files read now, all rows of STATE in order)."""
         previous = self.journal.mapped("previous", read_previous(earlier))
-        known = Known([self.journal.table(), previous], listing, self.keyed.reader)
+        readers = self.keyed.reader, f"{self.keyed.reader} {installed(self.intakes)}"
+        known = Known([self.journal.table(), settled(previous)], listing, *readers)
         read, before = known.same
         for rows in following(self._rows(Jobs(listing, known.fresh)), len(known.fresh), name="index", shown=progress):
             self._tell(rows)
             self.journal.add(rows.batch())
         self.journal.flush()
         if len(known.fresh):
-            [read] = Known([self.journal.table()], listing, self.keyed.reader).same
+            [read] = Known([self.journal.table()], listing, *readers).same
         faults = [self.keyed.row(f, IndexRow(*f.fault)) for f in _faulty(listing) if f.fault]  # type: ignore[arg-type]
         tables = [read, before, pa.Table.from_batches([batch_of(faults)])]
         tables.append(vanished(previous, listing, tables))
@@ -317,6 +318,8 @@ def _write(
         ledger.write_table(done.reports, private / "reports.parquet", private=True)
     if done.labels is not None:
         ledger.write_table(done.labels, out / "labels.parquet")
+    elif about["join"] is None:  # of a run with a table that was killed before it wrote study.json
+        (out / "labels.parquet").unlink(missing_ok=True)
     ledger.write_table(done.series, out / "series.parquet")
     ledger.write_table(done.index, out / "index.parquet")
     ledger.write_json({"format": 1, "hilum": _version(), "id_key": key.fingerprint, **about}, out / "study.json")

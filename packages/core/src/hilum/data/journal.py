@@ -8,6 +8,7 @@ and parts are read back through memory maps, so rows cost no memory of their own
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -24,6 +25,9 @@ from hilum.data.ledger import STATE
 FORMAT = 1
 _ROWS = 4096  # of a part
 _SECONDS = 10.0  # work that a kill may cost
+_GONE = ".journal-"  # a journal that is being removed
+_OPEN = "index.parquet", "series.parquet", "labels.parquet", "study.json"  # what an index writes into a study
+_PRIVATE = "state.parquet", "paths.parquet", "reports.parquet", "root.json", "merges.csv"
 
 
 class Journal:
@@ -37,10 +41,8 @@ class Journal:
         self._number = 0
 
     def __enter__(self) -> Journal:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("a")
-        (self.folder / "lock").chmod(0o600)
-        _lock(self._lock, self.folder)
+        self._lock = _locked(self.folder)
+        _sweep(self.folder)
         about = self.folder / "about.json"
         if not about.is_file() or json.loads(about.read_text()) != self._about:
             for part in self.folder.glob("*.arrow"):
@@ -49,7 +51,7 @@ class Journal:
         parts = self._parts()
         self._number = int(parts[-1].stem) + 1 if parts else 0
         shutil.rmtree(self.scratch, ignore_errors=True)  # of a run that was killed
-        self.scratch.mkdir(mode=0o700)
+        self.scratch.mkdir(mode=0o700, exist_ok=True)  # a reader that outlives the killed run may hold on to it
         return self
 
     def __exit__(
@@ -106,7 +108,11 @@ class Journal:
     def finish(self) -> None:
         """The study is written: nothing here is needed any more."""
         self._waiting = []
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # Under another name first: who waits for the lock must not find a folder that is being removed.
+        gone = self.folder.with_name(f"{_GONE}{os.getpid()}")
+        shutil.rmtree(gone, ignore_errors=True)
+        self.folder.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_arrow(tables: Iterable[pa.Table], path: Path) -> None:
@@ -121,9 +127,40 @@ def _mapped(path: Path, *, check: bool) -> pa.Table | None:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if check:
             table.validate(full=True)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):  # whatever garbage makes of it
         return None
     return table if table.schema.equals(STATE) else None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs of this study had not finished writing; its lock is held."""
+    private = folder.parent
+    for left in private.glob(f"{_GONE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for place, name in ((folder, "*.arrow"), *((private, n) for n in _PRIVATE), *((private.parent, n) for n in _OPEN)):
+        for left in place.glob(f".{name}.????????"):  # as ledger.replacing names them
+            left.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> Any:
+    """The lock of a journal, open. One that was removed with its journal meanwhile is nobody's: the next one is taken."""
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            file = (folder / "lock").open("a")
+        except FileNotFoundError:
+            continue
+        try:
+            _lock(file, folder)
+            os.fchmod(file.fileno(), 0o600)
+            if os.path.samestat(os.fstat(file.fileno()), (folder / "lock").stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def _lock(file: Any, folder: Path) -> None:

@@ -38,14 +38,16 @@ def join(table: Table, state: pa.Table, key: IdentityKey, *, by: str = "path") -
     """For each row of ``state`` the row of ``table`` it belongs to.
 
     ``by`` is one of JOINS and names the table's column. Identifiers are compared as keyed digests. A path fits where
-    one is a tail of the other and no other file fits as well. Two table rows for one file must agree in every column.
+    one is a tail of the other and no other file fits as well; a member of an archive is ``archive.zip!member`` or, in
+    short, ``member``. Two table rows for one file must agree in every column.
     """
     if by not in JOINS:
         raise HilumError(f"tables cannot be joined by {by!r}", fix=nearest(by, JOINS) or f"one of {', '.join(JOINS)}")
     others = [name for name in JOINS if table.find(name)]
     values = table.need(by, why="the join key", fix=f"join by {' or '.join(others)}" if others else "")
     if by == "path":
-        return _join_paths(table, values, state.column("path").to_pylist())
+        members = state.column("member").to_pylist() if "member" in state.column_names else [None] * len(state)
+        return _join_paths(table, values, state.column("path").to_pylist(), members)
     issuers = table.columns[name] if (name := table.find("issuer")) else [""] * len(values)
     by_issuer = by == "patient_id" and name is not None
     keys = [_digest(key, by, v, i, by_issuer) if v else None for v, i in zip(values, issuers, strict=True)]
@@ -132,13 +134,14 @@ def _refuse_shared_ids(table: Table, keys: Sequence[str | None], state: pa.Table
         )
 
 
-def _join_paths(table: Table, values: Sequence[str], paths: Sequence[str]) -> Joined:
+def _join_paths(table: Table, values: Sequence[str], files: Sequence[str], members: Sequence[str | None]) -> Joined:
+    paths = [file if member is None else f"{file}!{member}" for file, member in zip(files, members, strict=True)]
     wanted = ["/".join(p for p in re.split(r"[/\\]+", v) if p not in ("", ".")) for v in values]
     rows_of = _rows_by_path(wanted, set(paths))
     found: list[int | None] = []
     stands_for = list(range(len(wanted)))
-    for path in paths:
-        best: Sequence[int] = next((rows for tail in _tails(path) if (rows := rows_of(tail, path))), ())
+    for path, member in zip(paths, members, strict=True):
+        best: Sequence[int] = next((rows for tail in _tails(path, member) if (rows := rows_of(tail, path))), ())
         for other in best[1:]:
             _agree(table, best[0], other)
             stands_for[other] = best[0]
@@ -173,12 +176,16 @@ def _rows_by_path(wanted: Sequence[str], paths: set[str]) -> Callable[[str, str]
     return lambda tail, path: (longer if tail == path else whole).get(tail, [])
 
 
-def _tails(path: str) -> Iterator[str]:
-    """``a/b/c``, ``b/c``, ``c``."""
+def _tails(path: str, member: str | None = None) -> Iterator[str]:
+    """``a/b/c``, ``b/c``, ``c``; of an archive's member those with the archive's name, then those of its own."""
     yield path
     while "/" in path:
         path = path.partition("/")[2]
+        if member is not None and len(path) <= len(member):
+            break
         yield path
+    if member is not None:
+        yield from _tails(member)
 
 
 def check_matched(table: Table, joined: Joined, images: Sequence[bool], *, limit: float, by: str) -> dict[str, int]:

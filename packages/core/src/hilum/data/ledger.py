@@ -207,8 +207,11 @@ def write_table(table: pa.Table, path: Path, *, private: bool = False) -> None:
 
 
 def write_csv(lines: Iterable[Sequence[str]], path: Path, *, private: bool = False) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    text, lines = io.StringIO(), list(lines)
+    # Left to itself the writer does not quote a carriage return, at which readers end the line.
+    every = any("\r" in cell for line in lines for cell in line)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if every else csv.QUOTE_MINIMAL)
+    writer.writerows(lines)
     with replacing(path, private=private) as out:
         out.write(text.getvalue().encode())
 

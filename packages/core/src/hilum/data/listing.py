@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import stat
@@ -40,11 +41,17 @@ def walk(root: Path, out: Path, exclude: Sequence[str]) -> Iterator[Found]:
             continue
         for entry in entries:
             path = folder + b"/" + entry.name if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if os.path.realpath(os.fsdecode(entry.path)) != own:
-                    pending.append(path)
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if os.path.realpath(os.fsdecode(entry.path)) != own:
+                        pending.append(path)
+                    continue
+                about = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # removed since its folder was read
                 continue
-            about = entry.stat(follow_symlinks=False)
+            except OSError as error:  # of a path too long for the system, for instance
+                yield Found(path, 0, 0, ("quarantined", "unreadable", f"it cannot be looked at: {error.strerror}"))
+                continue
             fault = _fault(Path(os.fsdecode(entry.path)), about.st_mode)
             if fault is None and any(_matches(path, pattern) for pattern in exclude):
                 fault = ("skipped", "excluded", "")
@@ -60,7 +67,9 @@ def _fault(path: Path, mode: int) -> Fault | None:
         target = path.resolve(strict=True)
     except FileNotFoundError:
         return "quarantined", "special_file", "a link to nothing"
-    except (OSError, RuntimeError):  # RuntimeError: how Python 3.11 reports a link loop
+    except (OSError, RuntimeError) as error:  # RuntimeError: how Python 3.11 reports a link loop
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            return "quarantined", "special_file", "a link to what cannot be reached"
         return "quarantined", "cycle", "a link that leads to itself"
     if path.parent.resolve().is_relative_to(target):
         return "quarantined", "cycle", "a link to a folder that contains it"

@@ -25,13 +25,15 @@ from typing import Any, Protocol
 
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Limits
-from hilum.data.processes import bare_main, fork_server
+from hilum.data.processes import bare_main, end_with_parent, fork_server
 
 _BATCH_S = 0.2  # seconds of work that a worker is handed, and the longest it holds an answer back
 _MOST = 64  # jobs handed out at once
 _ROOM = 1 << 15  # bytes of jobs on their way to one worker: below what a pipe holds, so that nobody blocks
 _START = 120.0  # seconds a worker may take to import what it needs
 _GLANCE = 0.5  # seconds between two looks at what workers are doing
+_STOPPED = 2.0  # seconds by which a look comes late where this process, and so its workers, had been stopped
+_LAST = 10.0  # seconds that a worker has to end
 _FAILURES = 3  # workers in a row that may end before they start, or between two jobs
 _NONE = -1.0
 _pulse: Any = [_NONE, 0.0, _NONE]  # job in progress, since when, which part of it; shared memory in a worker
@@ -71,10 +73,11 @@ class _Worker:
     began: float = field(default_factory=time.monotonic)
     answered: float = 0.0
     pace: float = _BATCH_S / 4  # seconds a job, so far
+    spared: float = 0.0  # a job's time counts from here on at the earliest
 
     def stop(self) -> int | None:
         self.process.kill()
-        self.process.join()
+        self.process.join(_LAST)  # one that waits for a dead disk does not even end when it is killed
         code: int | None = self.process.exitcode
         return code
 
@@ -105,7 +108,7 @@ class Pool:
             while self._left() or any(w.jobs for w in pool):
                 for worker in pool:
                     self._hand_out(worker)
-                wait([w.channel for w in pool], timeout=self._patience(pool))
+                self._wait(pool)
                 for at, worker in enumerate(pool):
                     dead = yield from self._collect(worker)
                     if dead or self._overdue(worker):
@@ -115,6 +118,16 @@ class Pool:
             for worker in pool:
                 worker.stop()
                 worker.channel.close()
+
+    def _wait(self, pool: list[_Worker]) -> None:
+        """Until somebody answers or is late. Time for which a job control, a freezer or a debugger had stopped
+        everything is nobody's: it must not turn what was being read into files that take too long."""
+        began, patience = time.monotonic(), self._patience(pool)
+        wait([w.channel for w in pool], timeout=patience)
+        now = time.monotonic()
+        if now - began > patience + _STOPPED:
+            for worker in pool:
+                worker.spared = worker.began = now
 
     def _here(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         answers: list[Any] = []
@@ -201,7 +214,8 @@ class Pool:
         yield from self._collect(worker)  # what it had still sent
         worker.channel.close()
         number, since, part = int(worker.pulse[0]), float(worker.pulse[1]), int(worker.pulse[2])
-        guilty = number in worker.jobs and (dead or time.monotonic() - since > self.limits.seconds)
+        late = time.monotonic() - max(since, worker.spared) > self.limits.seconds
+        guilty = number in worker.jobs and (dead or late)
         if guilty:
             self._failures = 0
             job, _ = worker.jobs.pop(number)
@@ -221,10 +235,11 @@ class Pool:
     def _overdue(self, worker: _Worker) -> bool:
         if not worker.ready:
             return time.monotonic() - worker.began > _START
-        return bool(worker.pulse[0] != _NONE and time.monotonic() - worker.pulse[1] > self.limits.seconds)
+        since = max(worker.pulse[1], worker.spared)
+        return bool(worker.pulse[0] != _NONE and time.monotonic() - since > self.limits.seconds)
 
     def _patience(self, pool: list[_Worker]) -> float:
-        ends = [w.pulse[1] + self.limits.seconds for w in pool if w.pulse[0] != _NONE]
+        ends = [max(w.pulse[1], w.spared) + self.limits.seconds for w in pool if w.pulse[0] != _NONE]
         return float(max(0.01, min([_GLANCE, *(end - time.monotonic() + 0.01 for end in ends)])))
 
     def _obituary(self, code: int | None) -> IndexRow:
@@ -240,6 +255,7 @@ def _serve(channel: Connection, pulse: Any, task: Task, limits: Limits) -> None:
     global _pulse
     _pulse = pulse
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     task.pack([])  # imports what packing needs before any time counts
@@ -250,6 +266,7 @@ def _serve(channel: Connection, pulse: Any, task: Task, limits: Limits) -> None:
         import resource
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold what the file does, wherever it fell
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (used + limits.max_bytes, hard))
     with contextlib.suppress(EOFError, OSError):  # the parent is gone

@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from typing import Any
 
 _heard: list[int] = []
@@ -32,6 +33,26 @@ def fork_server(preload: Sequence[str]) -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def end_with_parent() -> None:
+    """In a child: end when the run that started it does, even within a codec that never returns (where the system can).
+
+    The system is asked to signal the end of the pipe that the parent holds open: no thread could while a codec holds
+    the interpreter, and the server that children are forked from lives as long as they do.
+    """
+    parent = mp.parent_process()
+    if parent is None or not hasattr(signal, "SIGIO"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        import fcntl
+
+        held = parent.sentinel
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        fcntl.fcntl(held, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(held, fcntl.F_SETFL, fcntl.fcntl(held, fcntl.F_GETFL) | os.O_ASYNC)
+        if wait([held], timeout=0):  # it ended before the system was asked
+            os._exit(1)
 
 
 class Stopped(KeyboardInterrupt):

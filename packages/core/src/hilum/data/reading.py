@@ -5,7 +5,9 @@ Identifiers become digests in the worker; rows travel as Arrow batches, which co
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +19,13 @@ import pyarrow as pa
 from hilum.core.types import IndexRow, Intake, Limits
 from hilum.data.archives import read_archive
 from hilum.data.identity import Spelling
-from hilum.data.isolation import modules_of, read_file
+from hilum.data.isolation import modules_of, read_file, refusal
 from hilum.data.ledger import STATE
 from hilum.data.listing import Found, Listing
 from hilum.data.pool import Pool, Retry
-from hilum.data.state import Keyed
+from hilum.data.state import INSTALLED, Keyed
 
+_CHANGED = "it is no longer the file that was listed"
 _DEATHS = 16  # of readers of one archive's members, after which the archive is given up
 
 
@@ -65,6 +68,7 @@ class Reading:
     ) -> None:
         self.root, self.intakes, self.limits, self.headers_only = root, list(intakes), limits, headers_only
         self.keyed, self.scratch = keyed, scratch
+        self.installed = installed(intakes)
 
     def pool(self, workers: int) -> Pool:
         """Isolated workers for this task."""
@@ -74,8 +78,21 @@ class Reading:
     def __call__(self, job: Job) -> list[dict[str, Any]]:
         read = partial(read_file, intakes=self.intakes, limits=self.limits, headers_only=self.headers_only)
         members = partial(read_archive, limits=self.limits, read=read, scratch=self.scratch, lost=job.lost)
-        rows = read(self.root / os.fsdecode(job.found.path), archive=members)
-        return [self.keyed.row(job.found, row) for row in rows]
+        path = self.root / os.fsdecode(job.found.path)
+        rows = read(path, archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
+        keyed = [self._keyed(job.found, row) for row in rows]
+        if any(row["reason"] in INSTALLED for row in keyed):  # all rows of a file have one reader: they go together
+            for row in keyed:
+                row["reader"] = f"{self.keyed.reader} {self.installed}"
+        return keyed
+
+    def _keyed(self, found: Found, row: IndexRow) -> dict[str, Any]:
+        try:
+            return self.keyed.row(found, row)
+        except Exception as error:  # identifiers of a kind that nobody expects, from any plugin
+            told = refusal(error)
+            told.member = row.member
+            return self.keyed.row(found, told)
 
     def pack(self, answers: list[list[dict[str, Any]]]) -> Rows:
         try:
@@ -97,6 +114,22 @@ class Reading:
             return Retry(job._replace(lost={**job.lost, part: row}))
         row = IndexRow("quarantined", "unsafe_archive", f"more than {_DEATHS} of its members end their reader")
         return [self.keyed.row(job.found, row)]
+
+
+def installed(intakes: Sequence[Intake]) -> str:
+    """Stands for the readers and codecs that there are: what none of them read is read again when another one comes."""
+    known = sorted(
+        (i.name, *sorted(made().items() if callable(made := getattr(i, "codecs", None)) else ())) for i in intakes
+    )
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:8]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path that was listed as a file still is one: a pipe in its place would never end."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def batch_of(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:

@@ -25,6 +25,11 @@ _CHANGED = (*ABOUT, "group_id", "group_known", "study_id", "has_report", "duplic
 _CORRECTED = ("role", "photometric", "inverted")  # by a published set's table, where the file itself cannot say
 _READ = ("sample_id", "status", "reason", "source", "instance", "patient", "spelling", "issued")
 _PICTURE = ("stored_sha256", "rows", "columns", "frames", "role", "std")
+# What an intake sees of the rows of one series: who, and where. Statistics and hashes are half of a row's cost.
+_PLACED = (
+    *("sample_id", "series_id", "study_id", "group_id", "group_known", "modality", "photometric", "problems"),
+    *("frames", "rows", "columns", "spacing_mm", "orientation", "positions", "frame_keys", "frames_axis"),
+)
 _BLOCK = 4096  # rows turned into dictionaries at a time
 
 
@@ -234,8 +239,9 @@ def _series(index: pa.Table, intakes: Sequence[Intake], options: frozenset[str])
     readers = {intake.name: intake for intake in intakes}
     members, torn, lost = _members(index, readers)
     found: list[dict[str, Any]] = []
+    placed = index.select([name for name in _PLACED if name in index.column_names])
     for block in _blocks(sorted(members.items())):
-        lines = index.take(pa.array([at for _, same in block for at in same], pa.int64())).to_pylist()
+        lines = placed.take(pa.array([at for _, same in block for at in same], pa.int64())).to_pylist()
         start = 0
         for name, same in block:
             own = lines[start : start + len(same)]
@@ -256,14 +262,16 @@ def _members(
 
     A copy counts where it lies elsewhere than its original, or in another series that is no copy as a whole: a volume
     without it would lack a slice."""
-    names = ("status", "role", "series_id", "source", "sample_id", "problems", "duplicate_of", "positions")
-    status, role, series, source, sample, problems, original, place = (_values(index.column(n)) for n in names)
+    names = ("status", "role", "series_id", "source", "sample_id", "problems", "duplicate_of")
+    status, role, series, source, sample, problems, original = (_values(index.column(n)) for n in names)
+    place = index.column("positions")
+    has_place = place.is_valid().to_pylist()
     rows = {name: at for at, name in enumerate(sample)}
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     copies: dict[tuple[str, str], list[int]] = defaultdict(list)
     torn, lost = (Counter[tuple[str, str]]() for _ in range(2))
     for at in range(len(sample)):
-        own = series[at] or (sample[at] if place[at] is not None else None)
+        own = series[at] or (sample[at] if has_place[at] else None)
         if status[at] == "quarantined" and series[at]:
             lost[series[at], source[at]] += 1
         if (status[at], role[at]) != ("indexed", "image") or own is None or source[at] not in readers:
@@ -273,7 +281,7 @@ def _members(
             torn[own, source[at]] += 1
         elif original[at] is None:
             members[own, source[at]].append(at)
-        elif first is None or series[first] != series[at] or place[first] != place[at]:
+        elif first is None or series[first] != series[at] or place[first].as_py() != place[at].as_py():
             copies[own, source[at]].append(at)
     return {name: sorted([*same, *copies[name]]) for name, same in members.items()}, torn, lost
 

@@ -24,6 +24,8 @@ from hilum.data.listing import Found, Listing
 _SORTED = 1 << 14  # rows written at a time
 _REMEMBERED = 1 << 17  # spellings kept in plain text; others are read again where they are needed
 _NAMES = frozenset(STATE.names)
+_OUTSIDE = pa.array(["unreadable", "missing_reference"])  # reasons: permissions, a failing disk, other files
+INSTALLED = frozenset({"not_dicom", "unsupported_container", "unsupported_transfer_syntax"})  # reasons: no reader yet
 
 
 class Keyed:
@@ -132,7 +134,8 @@ class Known:
     ``fresh`` are the entries (n,) to read; ``same`` the rows, one table for each given, of files that did not change.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], listing: Listing, reader: str) -> None:
+    def __init__(self, tables: Sequence[pa.Table], listing: Listing, *readers: str) -> None:
+        accepted = pa.array(readers, pa.string())
         texts = texts_of(listing.paths)
         twice = len(pc.unique(texts)) < len(texts)  # a name that spells another one's bytes: both are read again
         open_ = ~listing.faults
@@ -143,7 +146,7 @@ class Known:
             for name, values in (("size", listing.sizes), ("mtime_ns", listing.times)):
                 theirs = np.asarray(table.column(name), np.int64)
                 hit &= theirs == np.asarray(values, np.int64)[np.maximum(place, 0)]
-            hit &= np.asarray(pc.equal(table.column("reader"), reader).fill_null(False), bool)
+            hit &= np.asarray(pc.is_in(table.column("reader"), value_set=accepted), bool)
             hit &= ~np.asarray(pc.equal(table.column("reason"), "vanished").fill_null(False), bool)
             hit &= open_[np.maximum(place, 0)] if len(open_) else False
             if twice:
@@ -176,6 +179,16 @@ def _once(table: pa.Table, hit: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
+def settled(table: pa.Table) -> pa.Table:
+    """Rows but those of files of which a row failed for what lies outside of the file: mending that leaves the file as
+    it is, so only another reading can tell."""
+    failed = pc.is_in(table.column("reason"), value_set=_OUTSIDE)
+    if not pc.any(failed).as_py():
+        return table
+    files = pc.unique(table.column("path").filter(failed))
+    return _kept(table, ~np.asarray(pc.is_in(table.column("path"), value_set=files), bool))
+
+
 def vanished(previous: pa.Table, listing: Listing, now: Sequence[pa.Table]) -> pa.Table:
     """Rows of files, and of members of archives, that are no longer there, marked so. ``now`` are tables of STATE."""
     gone = _places(previous.column("path"), texts_of(listing.paths)) < 0
@@ -197,8 +210,10 @@ def in_order(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     tables = [pa.Table.from_batches([b]) for table in tables for b in table.to_batches() if len(b)]
     keys = pa.chunked_array([_bytes(places_of(table)) for table in tables], pa.large_binary())
     inside = pa.chunked_array([c for t in tables for c in t.column("member").is_valid().chunks], pa.bool_())
-    names = pa.table({"key": keys, "inside": pc.cast(inside, pa.uint8())})
-    order = np.asarray(pc.sort_indices(names, [("key", "ascending"), ("inside", "descending")]), np.int64)
+    samples = pa.chunked_array([c for t in tables for c in t.column("sample_id").chunks], pa.string())
+    names = pa.table({"key": keys, "inside": pc.cast(inside, pa.uint8()), "sample": samples})
+    by: list[Any] = [("key", "ascending"), ("inside", "descending"), ("sample", "ascending")]
+    order = np.asarray(pc.sort_indices(names, by), np.int64)
     starts = np.cumsum([0, *(len(table) for table in tables)])
     for begin in range(0, len(order), _SORTED):
         rows = order[begin : begin + _SORTED]

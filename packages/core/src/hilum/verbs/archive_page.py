@@ -86,7 +86,7 @@ def render(archive: Archive, pictures: Sequence[Picture] = (), *, created: str =
             f"images usable in 2-D<br>{percent(archive.usable / max(counts['found'], 1))} of files",
         ),
         (f"{numbers['groups']:,}", f"known patients<br>{count(numbers['unknown_images'], 'image')} of unknown ones"),
-        (f"{faulty:,}", f"files refused<br>and {foreign:,} that are no images at all"),
+        (f"{faulty:,}", f"files refused<br>and {foreign:,} that hold no image"),
     ]
     return document(
         title="Site inventory",
@@ -108,7 +108,9 @@ def render(archive: Archive, pictures: Sequence[Picture] = (), *, created: str =
 
 
 def _refused(numbers: Mapping[str, Any], *, harmless: bool) -> int:
-    return sum(n for (s, r), n in numbers["faults"].items() if s == "quarantined" and (r in HARMLESS) == harmless)
+    """Files that are images and cannot be used, or (``harmless``) files that are no images."""
+    faults = [(s, r, n) for (s, r), n in numbers["faults"].items() if s == "quarantined" or r.startswith("non_image")]
+    return sum(n for s, r, n in faults if (s != "quarantined" or r in HARMLESS) == harmless)
 
 
 def _cautions(archive: Archive, pictures: Sequence[Picture]) -> list[str]:

@@ -48,6 +48,8 @@ def doctor(
             if why is None
             else _why(target, why)
         )
+    if target.is_file():
+        raise HilumError("this is a file, not a folder", where=str(target), fix="hilum doctor FOLDER --why FILE")
     if not target.is_dir():
         raise HilumError(f"there is no folder {target}", fix="give a study or an archive")
     page = Path(f"hilum-{PAGE}") if out is None else out

@@ -55,7 +55,7 @@ def fetch(name: str, *, out: Path | None = None, only: str | None = None) -> Fet
         raise HilumError(f"{card.name} is not downloaded: {why}", fix="follow the steps above")
     if not wanted:
         known = ", ".join(d.name for d in card.downloads)
-        raise HilumError(f"no file of {card.name} has {only!r} in its name", where=known)
+        raise HilumError(f"no file of {card.name} has {only!r} in its name", where="--only", fix=f"a part of: {known}")
     return Fetched(tuple(_get(download, Path(out)) for download in wanted))
 
 
@@ -80,7 +80,11 @@ def steps(card: DatasetCard, out: Path | None = None) -> str:
 
 def _get(download: Download, out: Path) -> Path:
     """The file below ``out``, checked, unpacked beside itself. One that is there and right is not fetched again."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"the folder cannot be written: {error.strerror}"
+        raise HilumError(told, where=str(out), fix="choose another --out") from None
     path = out / download.name
     if not (path.is_file() and download.checksum and _digest(path, download.checksum) == download.checksum):
         _download(download, path)

@@ -182,6 +182,9 @@ def _volume(study: Study, row: dict[str, Any]) -> Iterator[Line]:
 
 
 def _use(study: Study, at: int, row: dict[str, Any]) -> Iterator[Line]:
+    if row["status"] == "indexed" and row["role"] == "label":
+        marked = ", ".join(row.get("refers_to") or ())
+        yield "use", f"a label of series {marked}" if marked else "a label that names no series it marks"
     if row["status"] != "indexed" or row["role"] != "image":
         return
     fate = study.fate(at)

@@ -29,11 +29,13 @@ _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 @dataclass(frozen=True)
 class Result:
-    """``counts``: found, written, held, refused, failed; found is the sum of the others. ``report`` is the JSON."""
+    """``counts``: found, written, held, refused, failed; found is the sum of the others. ``report`` is the JSON;
+    ``reasons`` counts why files were not written."""
 
     out: Path
     report: Path
     counts: dict[str, int]
+    reasons: Mapping[str, int]
     exit_code: int
 
 
@@ -61,8 +63,12 @@ def deidentify(
         _beside(report, root, out)
     options = options or Options()
     settings = Settings(out.resolve(), key, options, burned_in)
-    for folder, mode in ((out, 0o755), (private, 0o700)):
-        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    for folder, mode in ((out, 0o755), (private, 0o700), ((report or private / "report.json").parent, 0o755)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        except OSError as error:
+            told = f"the folder cannot be written: {error.strerror}"
+            raise HilumError(told, where=str(folder), fix="name a new folder") from None
     _same_settings(private / "settings.json", settings)
     for left in out.rglob(".*.partial"):  # of a run that was ended
         left.unlink()
@@ -76,22 +82,25 @@ def deidentify(
     target = report or private / "report.json"
     vanished = [line for path, line in journal.lines.items() if path not in present and line["status"] == "written"]
     counts = write_report(lines, target, settings, vanished=len(vanished))
-    return Result(out, target, counts, 3 if counts["held"] or counts["failed"] else 0)
+    reasons = Counter(line["reason"] for line in lines if line["reason"])
+    return Result(out, target, counts, reasons, 3 if counts["held"] or counts["failed"] else 0)
 
 
 def _apart(root: Path, out: Path, private: Path) -> None:
     if not root.is_dir():
-        raise HilumError("the archive is not a folder", where=str(root))
+        raise HilumError("the archive is not a folder", where=str(root), fix="give the folder that holds the files")
     inside, outside = root.resolve(), (out.resolve(), private.resolve())
     if any(o.is_relative_to(inside) or inside.is_relative_to(o) for o in outside):
-        raise HilumError("the input and the output must not lie inside each other", fix="name a folder elsewhere")
+        told = "the input and the output must not lie inside each other"
+        raise HilumError(told, where=str(out), fix="name a folder elsewhere")
 
 
 def _beside(report: Path, root: Path, out: Path) -> None:
     """The report replaces what stands under its name: never a file of the input, nor one among the copies."""
     place = report.resolve()
     if any(place.is_relative_to(folder.resolve()) for folder in (root, out)):
-        raise HilumError("the report must not lie in the input or among the copies", where="--report")
+        told = "the report must not lie in the input or among the copies"
+        raise HilumError(told, where="--report", fix="name a place elsewhere")
     if place.suffix == ".csv":
         raise HilumError("the report is JSON; a CSV of the same name is written beside it", where="--report")
 
@@ -113,10 +122,11 @@ def _same_settings(path: Path, settings: Settings) -> None:
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             told = ", ".join(changed)
-            raise HilumError(f"this folder was made with other settings ({told})", fix="name another OUT")
+            fix = "name another OUT, or give the settings that stand in OUT.private/settings.json"
+            raise HilumError(f"this folder was made with other settings ({told})", where=str(settings.out), fix=fix)
         return
     if any(settings.out.iterdir()):
-        raise HilumError("the output folder holds something else", fix="name a new folder")
+        raise HilumError("the output folder holds something else", where=str(settings.out), fix="name a new folder")
     with replacing(path, private=True) as file:
         file.write(json.dumps(now, indent=1).encode())
 

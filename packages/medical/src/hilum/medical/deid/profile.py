@@ -8,6 +8,7 @@ the table is kept only where it can carry no free text: numbers, listed terms, l
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -182,22 +183,29 @@ def _codes(line: dict[str, str]) -> dict[str, str]:
     return {column: code for column, code in line.items() if column not in ("tag", "keyword", "basic") and code}
 
 
+_LIST = "a CSV with the line creator,group,element and then, for instance, SIEMENS MR HEADER,0019,0C"
+
+
 def private_list(path: Path) -> frozenset[tuple[str, int, int]]:
     """A keep list of private attributes: CSV with the columns ``creator,group,element`` (hexadecimal, the element
     within its block, 00-FF). :class:`HilumError` names the line at fault."""
     kept = set()
-    with path.open(newline="", encoding="utf-8") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        told = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise HilumError(f"the keep list cannot be read: {told}", where="--keep-private", fix=_LIST) from None
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if not {"creator", "group", "element"} <= set(reader.fieldnames or ()):
-            raise HilumError("a keep list has the columns creator,group,element", where="--keep-private")
+            raise HilumError("a keep list has the columns creator,group,element", where="--keep-private", fix=_LIST)
         for number, line in enumerate(reader, 2):
             try:
                 group, element = int(line["group"], 16), int(line["element"], 16)
             except (TypeError, ValueError):
                 group, element = 0, -1
             if not group % 2 or not 0 <= element <= 0xFF or not (line["creator"] or "").strip():
-                fix = "for instance SIEMENS MR HEADER,0019,0C"
-                raise HilumError(f"line {number} names no private attribute", where="--keep-private", fix=fix)
+                raise HilumError(f"line {number} names no private attribute", where="--keep-private", fix=_LIST)
             kept.add((line["creator"].strip(), group, element))
     return frozenset(kept)
 

@@ -37,16 +37,17 @@ def registered(uid: str) -> bool:
 @dataclass(frozen=True)
 class Pseudonyms:
     """Of one patient. ``patient`` is the group digest of :mod:`hilum.data.identity`, of the study where no usable
-    PatientID says who it is."""
+    PatientID says who it is: ``known`` is False then, and the copy must not name a patient either."""
 
     key: IdentityKey
     patient: str
+    known: bool = True
 
     @classmethod
     def of(cls, key: IdentityKey, issuer: str | None, patient_id: str | None, study: str | None) -> Pseudonyms:
         if patient_id is not None and usable(patient_id):
             return cls(key, key.group(issuer, patient_id))
-        return cls(key, key.digest("unknown-patient", study or ""))
+        return cls(key, key.digest("unknown-patient", study or ""), known=False)
 
     @property
     def name(self) -> str:

@@ -160,6 +160,8 @@ class Rewriter:
     def _dropped(self, element: DataElement, keyword: str, action: str | None) -> DataElement | None:
         """Remove, empty or replace by a dummy; what stood there is looked for afterwards."""
         self.needles.add_all(element)
+        if keyword == "PatientID" and not self.pseudonyms.known:  # a pseudonym would make a patient of a study
+            return self._made(element, keyword, "empty", [])
         if keyword in ("PatientID", "PatientName"):
             return self._made(element, keyword, "pseudonym", [self.pseudonyms.name])
         action = action or self.profile.fallback(element.tag)

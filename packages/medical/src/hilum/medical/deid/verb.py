@@ -48,5 +48,7 @@ def deid(
     )
     counts = result.counts
     print(f"found {counts['found']}: " + ", ".join(f"{counts[s]} {s}" for s in counts if s != "found"))
+    for reason, n in sorted(result.reasons.items(), key=lambda item: (-item[1], item[0])):
+        print(f"{n:>8}  {reason}")
     print(f"report: {result.report}")
     return result

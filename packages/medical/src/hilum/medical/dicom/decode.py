@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,20 @@ class Image:
     def chunks(self, which: range | None = None) -> Iterator[tuple[Array, Array | None, NDArray[np.bool_] | None]]:
         """(stored, modality values where they are no line of it, valid) of frames in order."""
         for frames, stored in self.stored.chunks(which):
-            yield stored, self.modality.values(stored, frames), self.valid(stored)
+            yield stored, self.modality.values(stored, frames), self.unpadded(stored)
 
     def valid(self, stored: Array) -> NDArray[np.bool_] | None:
         """False on declared padding (PS3.3 C.7.5.1.1.2); None where there is none, or nothing else."""
+        mask = self.unpadded(stored)
+        return mask if mask is not None and mask.any() else None
+
+    def unpadded(self, stored: Array) -> NDArray[np.bool_] | None:
+        """As :meth:`valid`, but all False where some frames of a file are padding alone."""
         if self.padding is None:
             return None
         low, high = self.padding
         mask: NDArray[np.bool_] = (stored < low) | (stored > high)
-        return mask if not mask.all() and mask.any() else None
+        return None if mask.all() else mask
 
 
 def open_image(path: Path, limits: Limits, header: Header | None = None) -> Image:
@@ -179,7 +184,14 @@ def spacing_of(header: Header) -> tuple[float, float] | None:
 
 
 def measure(image: Image) -> Measurement:
-    """Hashes and statistics of all frames, in bounded memory."""
+    """Hashes and statistics of all frames, in bounded memory; of the padding where a file holds nothing else."""
+    measured = _measured(image)
+    if image.padding is None or measured.statistics()["min"] is not None:
+        return measured
+    return _measured(replace(image, padding=None))
+
+
+def _measured(image: Image) -> Measurement:
     slope, intercept = image.modality.line or (1.0, 0.0)
     hashed = image.grey and image.header.sop_class != SEGMENTATION
     measured = Measurement(slope=slope, intercept=intercept, modality=hashed)

@@ -65,7 +65,8 @@ def frames_of(
     file: BinaryIO, fragments: Fragments, frames: int, extended: tuple[bytes, bytes] | None = None
 ) -> Sequence[Pieces]:
     """The pieces of each frame: by the extended table, else the basic one, else one fragment a frame, else by the
-    marker that ends a stream. There may be more or fewer than ``frames``; :class:`Rejected` where nothing tells."""
+    signature that opens a stream, else by the marker that ends it. There may be more or fewer than ``frames``;
+    :class:`Rejected` where nothing tells."""
     if extended is not None:
         return _extended(fragments, *extended)
     count = len(fragments)
@@ -75,10 +76,11 @@ def frames_of(
         found = _tabled(fragments)
         if found is not None:
             return found
-    if count == frames or frames <= 1:
-        return [fragments.pieces(i, i + 1) for i in range(count)] if count == frames else [fragments.pieces(0, count)]
-    if count < frames:
+    if count <= frames:
         return [fragments.pieces(i, i + 1) for i in range(count)]
+    begun = _begun(file, fragments)
+    if frames <= 1 or len(begun) >= frames:  # one frame may be all that the header knows of several
+        return begun
     return _ended(file, fragments)
 
 
@@ -88,12 +90,14 @@ def _extended(fragments: Fragments, starts: bytes, lengths: bytes) -> Sequence[P
         raise Rejected("inconsistent_attributes", "its extended offset tables do not agree")
     origin = fragments.offsets[0] - 8
     known = dict(zip(fragments.offsets, fragments.lengths, strict=True))
-    found = []
+    found: list[Pieces] = []
     for start, length in zip(*(struct.unpack(f"<{len(raw) // 8}Q", raw) for raw in (starts, lengths)), strict=True):
         at = origin + start + 8
         if length > known.get(at, -1):
             raise Rejected("inconsistent_attributes", "its extended offsets point at no fragment")
         found.append(((at, length),))
+    if len(set(found)) < len(found):
+        raise Rejected("inconsistent_attributes", "its extended offsets name a fragment twice")
     return found
 
 
@@ -105,6 +109,20 @@ def _tabled(fragments: Fragments) -> Sequence[Pieces] | None:
     if starts[0] != 0 or -1 in starts or any(b <= a for a, b in pairwise(starts)):
         return None
     return [fragments.pieces(a, b) for a, b in zip(starts, [*starts[1:], len(fragments)], strict=True)]
+
+
+def _begun(file: BinaryIO, fragments: Fragments) -> Sequence[Pieces]:
+    """By fragments that begin as a stream does: JPEG and JPEG-LS, JPEG 2000 with or without boxes, JPEG XL, RLE."""
+    number, count = file.fileno(), len(fragments)
+    starts = [0, *(i for i in range(1, count) if _opens(os.pread(number, 12, fragments.offsets[i]))), count]
+    return [fragments.pieces(a, b) for a, b in pairwise(starts)]
+
+
+def _opens(head: bytes) -> bool:
+    if head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a")) or head[4:8] in (b"jP  ", b"JXL "):
+        return True
+    rle = head[4:8] == b"\x40\0\0\0"  # PS3.5 G.5: the first segment follows the header of 64 bytes
+    return rle and 1 <= head[0] <= 15 and head[1:4] == b"\0\0\0"
 
 
 def _ended(file: BinaryIO, fragments: Fragments) -> Sequence[Pieces]:

@@ -22,6 +22,7 @@ from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -40,6 +41,8 @@ from hilum.medical.dicom.terms import ALLOWED
 _EXECUTABLE = (b"MZ", b"\x7fELF", b"#!", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 _META = sought("<", (0x00020002, 0x00020010))  # class and transfer syntax
 _TEXT = frozenset(("AE", "AS", "CS", "LO", "SH", "UI"))
+_DECIMAL = frozenset(("DS", "IS"))
+_BINARY = frozenset(("FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"))
 _WORDS = frozenset(
     (listed, vr) for listed in ("US", "US or SS") for vr in (None, "US", "SS") if (listed, vr) != ("US", "SS")
 )
@@ -122,10 +125,16 @@ class Header:
         except Exception:
             self.note(f"bad_value:{keyword}")
             return None
+        if found is not None and not isinstance(found, Items) and _listed(TAGS[keyword]) == "SQ":
+            self.note(f"bad_value:{keyword}")
+            return None
         return None if found is None or found == "" else found
 
-    def numbers(self, keyword: str, *, data: Dataset | None = None) -> list[float]:
-        """All numbers of an element; decimal commas, "12.0" for an integer and overlong strings are read."""
+    def numbers(self, keyword: str, *, data: Dataset | None = None, gaps: bool = False) -> list[float]:
+        """All numbers of an element; decimal commas, "12.0" for an integer and overlong strings are read.
+
+        ``gaps``: empty ones between others are NaN, so that the rest keep their index.
+        """
         if data is None or data is self.__dict__.get("data"):
             raw = self.elements.get(TAGS[keyword])
         else:
@@ -133,7 +142,13 @@ class Header:
         if raw is None:
             return []
         text = getattr(raw, "value", None)
-        if isinstance(raw, RawDataElement) and isinstance(text, bytes) and _listed(TAGS[keyword]) in ("DS", "IS"):
+        binary = getattr(raw, "VR", None) in _BINARY
+        if (
+            isinstance(raw, RawDataElement)
+            and isinstance(text, bytes)
+            and not binary
+            and _listed(TAGS[keyword]) in _DECIMAL
+        ):
             try:
                 return [float(part) for part in text.split(b"\\")]
             except ValueError:  # not as the standard wants it
@@ -141,6 +156,8 @@ class Header:
             parts = [p.strip(" \0\t").replace(",", ".") for p in text.decode("latin-1").split("\\")]
         else:
             parts = _parts(self.value(keyword, data=data), self.little_endian)
+        if gaps and len(parts) > 1:
+            parts = ["nan" if p in ("", None) else p for p in parts]
         try:
             return [float(p) for p in parts if p not in ("", None)]
         except (TypeError, ValueError):

@@ -103,7 +103,7 @@ class DicomIntake:
                 "modality_sha256": measured.modality_sha256,
                 **statistics,
             }
-            if statistics["std"] == 0:
+            if statistics["min"] is not None and statistics["min"] == statistics["max"]:
                 header.note("constant_values")
             if measured.non_finite:
                 header.note(f"non_finite:{measured.non_finite}")

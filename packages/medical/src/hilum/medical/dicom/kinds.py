@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 DICOMDIR = "1.2.840.10008.1.3.10"
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _NON_IMAGES = {

@@ -46,6 +46,12 @@ class Layout:
         return np.dtype(f"{self.kind}{max(1, self.allocated // 8)}")
 
     @property
+    def span(self) -> tuple[float, float]:
+        """Least and greatest stored value of integers."""
+        half = 1 << (self.stored - 1)
+        return (float(-half), float(half - 1)) if self.kind == "i" else (0.0, float(2 * half - 1))
+
+    @property
     def frame_bits(self) -> int:
         """Of an uncompressed frame as it lies in the file."""
         bits = self.pixels * self.allocated
@@ -66,6 +72,8 @@ def layout_of(header: Header, limits: Limits) -> Layout:
     if photometric not in (*GREY, *COLOUR, PALETTE):
         raise Rejected("unsupported_photometric", "its PhotometricInterpretation is retired or unknown")
     rows, columns, allocated = (_need(header, k) for k in ("Rows", "Columns", "BitsAllocated"))
+    if floats and allocated != (32 if header.pixels.keyword == "FloatPixelData" else 64):
+        raise Rejected("inconsistent_attributes", f"{header.pixels.keyword} has other words than BitsAllocated says")
     stored = allocated if floats else _need(header, "BitsStored")
     signed = 0 if floats else _need(header, "PixelRepresentation")
     samples = header.integer("SamplesPerPixel")

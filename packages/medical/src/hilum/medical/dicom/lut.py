@@ -13,9 +13,18 @@ from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.header import Header
+from hilum.medical.dicom.kinds import DOSE
 from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 
 Array = NDArray[Any]
+_RESCALES = (
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "PixelValueTransformationSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,13 @@ class Modality:
             (float(self.slopes[0]), float(self.intercepts[0])) if self.table is None and len(self.slopes) == 1 else None
         )
 
+    def span(self, stored: tuple[float, float]) -> tuple[float, float]:
+        """Least and greatest value that stored ones between two may become."""
+        if self.table is not None:
+            return float(self.table.values.min()), float(self.table.values.max())
+        ends = [end * self.slopes + self.intercepts for end in stored]
+        return float(np.min(ends)), float(np.max(ends))
+
     def values(self, stored: Array, frames: range) -> Array | None:
         """Modality values of ``frames`` where they are not one line of ``stored``: table output, or float32."""
         if self.table is not None:
@@ -62,21 +78,33 @@ def modality_of(header: Header, layout: Layout) -> Modality:
     one, zero = np.ones(1), np.zeros(1)
     if layout.photometric not in GREY:
         return Modality(one, zero)
-    if header.code("Modality") == "RTDOSE":
+    if header.code("Modality") == "RTDOSE" or header.sop_class == DOSE:
         return _dose(header)
     sequence = header.value("ModalityLUTSequence")
+    _check_read(header)
     if sequence:
-        table = table_of(header, sequence[0], signed=layout.kind == "i")
+        table = table_of(header, sequence[0], layout.span)
         return Modality(one, zero, table, header.code("ModalityLUTType", data=sequence[0]))
     frames = range(layout.frames if header.has("PerFrameFunctionalGroupsSequence") else 1)
     items = [header.functional(f, "PixelValueTransformationSequence") for f in frames]
-    lines = [_line(header, item) for item in (items if any(i is not None for i in items) else [None])]
+    there = [item is not None for item in items]
+    if any(there) and not all(there):  # PS3.3 C.7.6.16: a functional group is of all frames, shared or each its own
+        raise Rejected("inconsistent_attributes", "some of its frames have a rescale, others have none")
+    lines = [_line(header, item) for item in (items if any(there) else [None])]
+    _check_read(header)
     if not all(map(_sound, set(lines))):
         raise Rejected("inconsistent_attributes", "RescaleSlope is zero, or the rescale is not finite")
     if len(set(lines)) == 1:
         lines = lines[:1]
     slopes, intercepts = (np.array(values, np.float64) for values in zip(*lines, strict=True))
     return Modality(slopes, intercepts, unit=_unit(header, items[0] if items else None))
+
+
+def _check_read(header: Header) -> None:
+    """A rescale that is there and cannot be read is no identity: its image has no values."""
+    for keyword in _RESCALES:
+        if f"bad_value:{keyword}" in header.problems:
+            raise Rejected("inconsistent_attributes", f"{keyword} cannot be read")
 
 
 def _dose(header: Header) -> Modality:
@@ -105,23 +133,34 @@ def _unit(header: Header, item: Dataset | None) -> str | None:
     return kind
 
 
-def table_of(header: Header, item: Dataset, *, signed: bool) -> Table:
-    """A LUT item. 8-bit tables come as bytes or as words; entries beyond the stated depth raise the depth."""
-    return _table(header, "LUTDescriptor", "LUTData", item, signed=signed)
+def table_of(header: Header, item: Dataset, domain: tuple[float, float]) -> Table:
+    """A LUT item. 8-bit tables come as bytes or as words; entries beyond the stated depth raise the depth.
+
+    ``domain``: least and greatest value that can be looked up.
+    """
+    return _table(header, "LUTDescriptor", "LUTData", item, domain)
 
 
-def _table(header: Header, descriptor: str, data: str, item: Dataset | None, *, signed: bool) -> Table:
+def _first(word: int, domain: tuple[float, float]) -> int:
+    """The first input of a table, which is US or SS: as writers choose the VR by the wrong attribute, the reading that
+    can be looked up holds; where both or none can, the signed one if there are negative values (PS3.3 C.11.2.1.1)."""
+    low, high = domain
+    signed = word - 0x10000 if word > 0x7FFF else word
+    within = [low <= value <= high for value in (word, signed)]
+    return (word if within[0] else signed) if within[0] != within[1] else signed if low < 0 else word
+
+
+def _table(header: Header, descriptor: str, data: str, item: Dataset | None, domain: tuple[float, float]) -> Table:
     described = header.shorts(descriptor, data=item, signed=False)
     if len(described) != 3:
         raise Rejected("inconsistent_attributes", f"{descriptor} is not three numbers")
-    count, first, bits = described[0] or 1 << 16, described[1], described[2]
-    first = first - 0x10000 if signed and first > 0x7FFF else first
+    count, first, bits = described[0] or 1 << 16, _first(described[1], domain), described[2]
     raw = header.value(data, data=item)
     if isinstance(raw, bytes):
         kind = "u1" if len(raw) < 2 * count else "<u2" if header.little_endian else ">u2"
         entries = np.frombuffer(raw, kind, len(raw) // np.dtype(kind).itemsize)
     else:
-        entries = np.array([int(v) & 0xFFFF for v in (raw or [])])
+        entries = np.array([int(v) & 0xFFFF for v in np.atleast_1d(np.asarray([] if raw is None else raw))])
     if len(entries) < count:
         raise Rejected("inconsistent_attributes", f"{data} is shorter than its descriptor says")
     entries = entries[:count].astype(np.uint16)
@@ -144,12 +183,13 @@ def to_rgb(header: Header, stored: Array, layout: Layout) -> Array:
 
 def _palette(header: Header, stored: Array) -> Array:
     """Entries of 16 bits that hold 8 (in both bytes, or in the upper one) become 8 bits; nothing is lost."""
-    signed, names = stored.dtype.kind == "i", [f"{c}PaletteColorLookupTable" for c in ("Red", "Green", "Blue")]
+    names = [f"{c}PaletteColorLookupTable" for c in ("Red", "Green", "Blue")]
+    domain = (float(np.iinfo(stored.dtype).min), float(np.iinfo(stored.dtype).max))
     if header.has("RedPaletteColorLookupTableData"):
-        tables = [_table(header, f"{name}Descriptor", f"{name}Data", None, signed=signed) for name in names]
+        tables = [_table(header, f"{name}Descriptor", f"{name}Data", None, domain) for name in names]
     else:  # segmented: expanded by looking up every input once
         count, first, bits = header.shorts(f"{names[0]}Descriptor", signed=False)
-        first = first - 0x10000 if signed and first > 0x7FFF else first
+        first = _first(first, domain)
         expanded = apply_color_lut(np.arange(first, first + (count or 1 << 16)), header.data)
         tables = [Table(first, expanded[:, at].astype(np.uint16), bits) for at in range(3)]
     used = np.concatenate([table.values for table in tables])

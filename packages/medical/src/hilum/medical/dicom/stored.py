@@ -113,7 +113,8 @@ class Stored:
             "bits_stored": layout.stored,
             "pixel_representation": int(layout.kind == "i"),
             "photometric_interpretation": layout.photometric,
-            "planar_configuration": layout.planar,
+            # Of uncompressed pixels alone; a stream has its own order, which the plug-in knows (PS3.5 8.2).
+            "planar_configuration": layout.planar if self.frames is None else 0,
             "pixel_keyword": self.header.pixels.keyword,
             "pixel_vr": self.header.pixels.vr,
         }
@@ -227,6 +228,8 @@ def _open_native(header: Header, layout: Layout, there: int) -> Stored:
     assert header.pixels is not None
     if header.pixels.length is None:
         raise Rejected("inconsistent_attributes", "its transfer syntax is not compressed, its pixels are")
+    if layout.photometric == "YBR_FULL_422":
+        _check_subsampling(layout, header.pixels.length)
     wanted = layout.bytes_of(layout.frames)
     if min(there, header.pixels.length) < wanted:
         raise Rejected("truncated_pixels", f"{min(there, header.pixels.length)} of {wanted} bytes of pixels are there")
@@ -237,6 +240,14 @@ def _open_native(header: Header, layout: Layout, there: int) -> Stored:
     elif header.pixels.length > wanted + 1:
         header.note("excess_pixel_bytes")
     return Stored(header, layout, "native", __version__)
+
+
+def _check_subsampling(layout: Layout, length: int) -> None:
+    """Two pixels share their chrominance (PS3.3 C.7.6.3.1.2): what is not in pairs, or not subsampled, is refused."""
+    if layout.columns % 2 or layout.planar:
+        raise Rejected("inconsistent_attributes", "YBR_FULL_422 needs pairs of columns, colour by pixel")
+    if 0 <= length - layout.frames * layout.pixels < 2:
+        raise Rejected("inconsistent_attributes", "its pixels are as long as YBR_FULL, and YBR_FULL_422 is stated")
 
 
 def _excess(header: Header, layout: Layout, found: int, frames: Any) -> Any:
@@ -251,15 +262,15 @@ def _excess(header: Header, layout: Layout, found: int, frames: Any) -> Any:
 def significant(values: Array, layout: Layout) -> Array:
     """The BitsStored bits that end at HighBit, sign-extended (PS3.5 8.1.1); what else shares the words (overlays) goes.
 
-    A HighBit above BitsStored - 1 is believed unless the words say otherwise: nothing above BitsStored bits and
-    something below the claimed ones means that the values lie at the bottom, and the header is wrong.
+    A HighBit above BitsStored - 1 is believed unless the words say otherwise: nothing (or but a sign) above BitsStored
+    bits and something below the claimed ones means that the values lie at the bottom, and the header is wrong.
     """
     if layout.kind == "f" or layout.allocated == 1:
         return values
     words = values.view(f"u{values.dtype.itemsize}")
     shift, full = layout.high + 1 - layout.stored, words.dtype.itemsize * 8
     if shift:
-        if (words & ((1 << shift) - 1)).any() and not (words >> layout.stored).any():
+        if (words & ((1 << shift) - 1)).any() and _lies_low(words, layout):
             raise Rejected("inconsistent_attributes", "HighBit says that values lie where they do not")
         words = words >> shift
     lift = full - layout.stored
@@ -267,3 +278,13 @@ def significant(values: Array, layout: Layout) -> Array:
         return words.view(layout.dtype)
     kept = (words << lift).view(layout.dtype)
     return np.right_shift(kept, lift, out=kept)  # an arithmetic shift where the dtype is signed
+
+
+def _lies_low(words: Array, layout: Layout) -> bool:
+    """Whether all words are values of BitsStored bits at the bottom, negative ones sign-extended or not."""
+    if not (words >> layout.stored).any():
+        return True
+    if layout.kind != "i":
+        return False
+    sign = words.view(layout.dtype) >> (layout.stored - 1)  # 0 or -1 of what fits
+    return not ((sign != 0) & (sign != -1)).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +47,10 @@ def window_of(
     item = header.functional(frame, "FrameVOILUTSequence")
     sequence = header.value("VOILUTSequence")
     if sequence and voi == "auto":
-        signed = layout.kind == "i" or bool(modality.line and min(modality.intercepts) < 0)
-        table = table_of(header, sequence[0], signed=signed)
+        table = table_of(header, sequence[0], modality.span(layout.span))
         entries = tuple((table.values / ((1 << table.bits) - 1)).tolist())
         return Window(float(table.first), float(table.first + len(entries) - 1), "table", entries, "voi lut 0"), "lut"
-    centres, widths = (header.numbers(k, data=item) for k in ("WindowCenter", "WindowWidth"))
+    centres, widths = (header.numbers(k, data=item, gaps=True) for k in ("WindowCenter", "WindowWidth"))
     count = min(len(centres), len(widths))
     names = _explanations(header, item, count)
     preset = isinstance(voi, str) and voi.lower() in PRESETS
@@ -64,7 +64,8 @@ def window_of(
         header.note("unknown_voi_function")
         function = "LINEAR"
     centre, width = centres[at], widths[at]
-    if not (width >= 1 if function == "LINEAR" else width > 0):
+    sound = math.isfinite(centre) and math.isfinite(width)
+    if not sound or not (width >= 1 if function == "LINEAR" else width > 0):
         header.note("bad_window")
         return None, "none"
     source = f"window {at}" + (f" ({names[at]})" if names[at] else "")

@@ -89,8 +89,13 @@ def _plan(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int | Non
     try:
         yield from _matching(peer, queries, result, limit)
     except Trouble as trouble:
+        fix = "check the address and the network; then the same command goes on"
+        if trouble.reason in ("http_401", "http_403", "refused"):
+            fix = "HILUM_DICOMWEB_TOKEN, or ~/.netrc, must hold what this archive asks for"
+        elif trouble.reason in ("unexpected_answer", "not_found") or trouble.reason.startswith("http_4"):
+            fix = "check the address: it is the base of the service, as in https://host/dicom-web"
         raise HilumError(
-            f"the archive gives no answer to a query ({trouble.reason})", fix="run the same command again: it goes on"
+            f"the archive gives no answer to a query ({trouble.reason})", where="SOURCE", fix=fix
         ) from None
 
 
@@ -213,7 +218,8 @@ class _Work:
     def _listen(self, trouble: Trouble) -> None:
         self.silent = self.silent + 1 if trouble.reason in GONE else 0
         if self.silent > SILENCE + self.manners.retries:
-            raise HilumError("the archive no longer answers", fix="run the same command again later: it goes on")
+            told = "the archive no longer answers"
+            raise HilumError(told, where="SOURCE", fix="run the same command again later: it goes on")
 
     def _take(self, arrival: Arrival, attempts: int) -> None:
         """Keep a file that holds what was asked for."""

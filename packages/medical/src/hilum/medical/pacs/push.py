@@ -97,9 +97,10 @@ def push(
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     """Regular files, in a fixed order; links are not followed, folders called ``private`` never leave."""
-    for path in paths:
-        if not path.exists():
-            raise HilumError("there is nothing at one of the paths", fix="give files or folders")
+    for number, path in enumerate(paths, 1):
+        if not path.exists():  # its name may be a patient's
+            told = "there is nothing at one of the paths"
+            raise HilumError(told, where=f"path {number} of {len(paths)}", fix="give files or folders")
         if not path.is_dir():
             yield path
             continue
@@ -158,7 +159,8 @@ class _Work:
             self.silent = self.silent + 1 if reason in GONE else 0
         self.ledger.add(sent, status, reason, detail=detail, **about)
         if self.silent >= SILENCE:
-            raise HilumError("the archive no longer answers", fix="run the same command again later: it goes on")
+            fix = "check the address and the network; then the same command goes on"
+            raise HilumError("the archive no longer answers", where="DEST", fix=fix)
 
     def _send(self, item: _Item) -> tuple[str, str, str]:
         """(status, reason, keywords that differ)."""

@@ -125,7 +125,7 @@ def _dates(text: str) -> tuple[str, str]:
     if not found[2]:
         last = first
     if first and last and first > last:
-        raise HilumError("the first day is after the last", where="--date")
+        raise HilumError("the first day is after the last", where="--date", fix="e.g. --date 20200101-20201231")
     return first, last
 
 

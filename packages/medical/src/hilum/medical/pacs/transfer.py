@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hilum.core.errors import HilumError
@@ -116,7 +117,8 @@ class Manners:
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.timeout <= 0 or (self.rate is not None and self.rate <= 0):
-            raise HilumError("--retries is 0 or more, --timeout and --rate are more than 0")
+            told = "--retries is 0 or more, --timeout and --rate are more than 0"
+            raise HilumError(told, fix="leave them out for 4 retries, 30 seconds and no limit")
 
     def persist(self, call: Callable[[], T]) -> T:
         """``call``, again after 1, 2, 4 ... seconds (at most 60) while its trouble may pass."""
@@ -158,8 +160,19 @@ class Ledger:
         self._file, self._chunks, self._rows = self.private / "transfer.parquet", list[pa.Table](), list[Any]()
         self._seen, self._written = set[str](), time.monotonic()
         self._before = _read(self._file)
+        self._of_this_key(out)
         ids, hashes = (self._before.column(n).to_pylist() for n in ("instance_id", "sha256"))
         self._known = {i: h for i, h in zip(ids, hashes, strict=True) if h}
+
+    def _of_this_key(self, out: Path) -> None:
+        """Under another key every name is another: nothing would be found again, and patients would come twice."""
+        told = self._before.filter(pc.is_valid(self._before["study_instance_uid"])).slice(0, 1).to_pylist()
+        if told and told[0]["study_id"] != study_digest(self.key, told[0]["study_instance_uid"]):
+            raise HilumError(
+                "an earlier transfer filled this folder under another identity key",
+                where=str(out),
+                fix="pass the same --id-key, or choose another folder",
+            )
 
     def ids(self, ref: Ref) -> tuple[str, str, str]:
         """Digests of study, series and instance, the first two as an index of the same key has them."""
@@ -233,12 +246,14 @@ def private_folder(out: Path) -> Iterator[Path]:
         private.chmod(0o700)
         lock = (private / "lock").open("w")
     except OSError as error:
-        raise HilumError(f"the folder cannot be written: {error.strerror}", fix="choose another OUT") from None
+        told = f"the folder cannot be written: {error.strerror}"
+        raise HilumError(told, where=str(out), fix="choose another folder") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise HilumError("another transfer writes this folder", fix="wait for it, or choose another OUT") from None
+            told = "another transfer writes this folder"
+            raise HilumError(told, where=str(out), fix="wait for it, or choose another folder") from None
         incoming = private / "incoming"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(mode=0o700)

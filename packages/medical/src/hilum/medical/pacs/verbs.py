@@ -64,7 +64,7 @@ def pull(
     from hilum.medical.pacs.query import queries_of
 
     if limit is not None and limit < 1:
-        raise HilumError("--limit is 1 or more")
+        raise HilumError("a limit is 1 or more", where="--limit", fix="e.g. --limit 100")
     queries = list(
         queries_of(study=study, patient=patient, accession=accession, modality=modality, date=date, table=from_)
     )

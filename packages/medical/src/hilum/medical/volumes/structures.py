@@ -59,13 +59,14 @@ def inside(polygon: Real, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """
     rows, columns = shape
     crossings = np.zeros((rows, columns + 1), np.int32)
-    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        low, high = min(y0, y1), max(y0, y1)
-        first, last = max(0, int(np.ceil(low))), min(rows - 1, int(np.ceil(high)) - 1)
+    for edge in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        # From its lower end, whichever way the polygon runs: an edge that two share crosses at the same numbers.
+        (x0, y0), (x1, y1) = sorted(edge, key=lambda point: float(point[1]))
+        first, last = max(0, int(np.ceil(y0))), min(rows - 1, int(np.ceil(y1)) - 1)
         if first > last:
             continue
         j = np.arange(first, last + 1)
-        x = x0 + (j - y0) * ((x1 - x0) / (y1 - y0))
+        x = x0 + (j - y0) / (y1 - y0) * (x1 - x0)  # a share of at most 1 first: a nearly level edge has no finite slope
         crossings[j, np.clip(np.ceil(x), 0, columns).astype(np.int64)] += 1
     odd: NDArray[np.bool_] = np.cumsum(crossings[:, :columns], axis=1) % 2 == 1
     return odd

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hilum.core.errors import HilumError
+from hilum.core.errors import HilumError, nearest
 from hilum.data.ledger import write_csv
 from hilum.data.study import Study
 from hilum.medical.nifti import NiftiIntake
@@ -51,12 +51,18 @@ def volumes(
     options = frozenset(option or ()) | frozenset(known.about.get("volumes") or ())
     unknown = sorted(options - set(NiftiIntake.volume_options))
     if unknown:
-        told = ", ".join(f"{name} ({text})" for name, text in NiftiIntake.volume_options.items())
-        raise HilumError(f"there is no volume option {unknown[0]!r}", fix=told)
+        fix = nearest(unknown[0], NiftiIntake.volume_options) or ", ".join(NiftiIntake.volume_options)
+        raise HilumError(f"there is no volume option {unknown[0]!r}", where="--option", fix=fix)
     rows = [row for row in _rows(known, options) if not volume or row["volume_id"] in volume]
     absent = sorted(set(volume or ()) - {row["volume_id"] for row in rows})
     if absent:
-        raise HilumError(f"the study has no volume {absent[0]!r}", where=str(study))
+        fix = "column volume_id of volumes.csv, which the command writes without --volume"
+        raise HilumError(f"the study has no volume {absent[0]!r}", where=str(study), fix=fix)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"the folder cannot be written: {error.strerror}"
+        raise HilumError(told, where=str(out), fix="choose another --out") from None
     lines, counts = [], Counter[str]()
     for row in rows:
         for line in _written(known, row, options, out):
