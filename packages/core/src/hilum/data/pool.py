@@ -184,9 +184,7 @@ class Pool:
             room -= weight
         if batch:
             with contextlib.suppress(OSError):  # a dead worker is found when its answer is collected
-                worker.channel.send(len(batch))
-                for packed in batch:
-                    worker.channel.send_bytes(packed)
+                worker.channel.send(batch)
 
     def _collect(self, worker: _Worker) -> Generator[tuple[int, Any], None, bool]:
         """Pass on what a worker sent; returns whether it died."""
@@ -272,7 +270,7 @@ def _serve(channel: Connection, pulse: Any, task: Task, limits: Limits) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         channel.send(None)  # ready
         while True:
-            _work(channel, task, [channel.recv() for _ in range(channel.recv())])
+            _work(channel, task, [pickle.loads(packed) for packed in channel.recv()])
 
 
 def _work(channel: Connection, task: Task, jobs: list[tuple[int, Any]]) -> None:

@@ -43,18 +43,35 @@ def doctor(
         return _machine()
     target = Path(target)
     if (target / "index.parquet").is_file():
-        return (
-            _study(target, target / PAGE if out is None else out, pictures=pictures)
-            if why is None
-            else _why(target, why)
-        )
+        if why is not None:
+            return _why(target, why)
+        return _study(target, _page(target / PAGE if out is None else out), pictures=pictures)
     if target.is_file():
         raise HilumError("this is a file, not a folder", where=str(target), fix="hilum doctor FOLDER --why FILE")
     if not target.is_dir():
         raise HilumError(f"there is no folder {target}", fix="give a study or an archive")
     page = Path(f"hilum-{PAGE}") if out is None else out
+    if why is None:
+        _page(page, archive=target)
     with _looked_at(target, headers_only=headers_only, workers=workers) as study:
         return _study(study, page, pictures=pictures) if why is None else _why(study, why)
+
+
+def _page(page: Path, archive: Path | None = None) -> Path:
+    """The page's place, refused before anything is read: it replaces what stands there, which is never an image, and
+    leaves no file in an archive that is only looked at."""
+    if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
+        raise HilumError("the page is one HTML file", where=str(page), fix="--out FILE.html")
+    if archive is not None and page.resolve().is_relative_to(archive.resolve()):
+        raise HilumError("the page would lie in the archive, which is only read", where=str(page), fix="--out elsewhere")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(page.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise HilumError("the page's folder cannot be written", where=str(page.parent), fix="--out FILE.html elsewhere")
+    return page
 
 
 def _machine() -> None:

@@ -182,7 +182,7 @@ def _volume(study: Study, row: dict[str, Any]) -> Iterator[Line]:
 
 
 def _use(study: Study, at: int, row: dict[str, Any]) -> Iterator[Line]:
-    if row["status"] == "indexed" and row["role"] == "label":
+    if row["status"] != "quarantined" and row["role"] == "label":  # a structure set is skipped as an image
         marked = ", ".join(row.get("refers_to") or ())
         yield "use", f"a label of series {marked}" if marked else "a label that names no series it marks"
     if row["status"] != "indexed" or row["role"] != "image":

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from hilum.core.types import IndexRow, Limits, Pixels
 from hilum.data.ledger import Rejected
+from hilum.medical.dicom.alike import Common, said
 from hilum.medical.dicom.axes import frames_axis
 from hilum.medical.dicom.codecs import NATIVE, ORDER, inventory, known_syntax
 from hilum.medical.dicom.decode import Image, decode, inverted, measure, open_image, spacing_of
@@ -19,7 +20,7 @@ from hilum.medical.dicom.dicomdir import check_dicomdir
 from hilum.medical.dicom.geometry import SEGMENTATIONS, geometry_of, references_of
 from hilum.medical.dicom.header import Header, looks_like_dicom, quiet, read_header
 from hilum.medical.dicom.kinds import non_image
-from hilum.medical.dicom.layout import COLOUR, GREY, PALETTE, missing
+from hilum.medical.dicom.layout import COLOUR, GREY, PALETTE, Layout, missing
 from hilum.medical.dicom.terms import vendor_of
 from hilum.medical.dicom.voi import differs_by_frame, fallback, window_of
 from hilum.medical.volumes.assemble import OPTIONS, assemble
@@ -32,6 +33,7 @@ class DicomIntake:
     chooses_window: ClassVar[bool] = True  # open takes voi
     version: ClassVar[str] = "2"  # raise when the same file would give other pixels: caches are then built again
     volume_options: ClassVar[dict[str, str]] = dict(OPTIONS)
+    _common: Common | None = None  # with the last header that was read
 
     def claims(self, path: Path, head: bytes) -> float:
         return looks_like_dicom(head) or (0.1 if path.suffix.lower() in (".dcm", ".dicom") else 0.0)
@@ -66,6 +68,9 @@ class DicomIntake:
     def _row(self, path: Path, limits: Limits, *, pixels: bool) -> IndexRow:
         with quiet():
             header = read_header(path, limits)
+            same = None if pixels else said(header, limits)
+            if same is not None and self._common is not None and self._common.said == same:
+                return self._common.row(header)
             row = IndexRow("indexed", columns=_attributes(header), identity=_identity(header))
             try:
                 kind = non_image(header.sop_class)
@@ -76,7 +81,9 @@ class DicomIntake:
                     if kind == "dicomdir":
                         check_dicomdir(header, limits)
                 else:
-                    self._image(header, row, limits, pixels=pixels)
+                    layout = self._image(header, row, limits, pixels=pixels)
+                    row.problems = header.problems
+                    self._common = Common.of(same, layout, row) if same is not None else self._common
             except Rejected as error:
                 row.status, row.reason, row.message = "quarantined", error.reason, error.what
             except (MemoryError, RecursionError):
@@ -88,7 +95,7 @@ class DicomIntake:
             row.problems = header.problems
             return row
 
-    def _image(self, header: Header, row: IndexRow, limits: Limits, *, pixels: bool) -> None:
+    def _image(self, header: Header, row: IndexRow, limits: Limits, *, pixels: bool) -> Layout:
         if not header.sop_class:
             if header.pixels is None:
                 raise missing("SOPClassUID")
@@ -110,6 +117,7 @@ class DicomIntake:
         row.columns |= _described(image, statistics)
         if not pixels and row.columns["window"] == "range p0.5-p99.5":
             row.columns |= {"lo": None, "hi": None}
+        return image.layout
 
 
 def _described(image: Image, statistics: Mapping[str, Any]) -> dict[str, Any]:
