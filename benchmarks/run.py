@@ -29,6 +29,8 @@ SCRIPTS = (
     "loader",
     "start",
     "simulator",
+    "augment",
+    "augment_traffic",
 )  # data_wait.py is for a GPU, radiographs.py trains for long
 LIMIT_S = 3600
 

@@ -271,3 +271,15 @@ def test_geometry_is_the_public_sampler() -> None:
         want = (sample(x, d.matrix, d.size, border=0.0, sigma=d.sigma) / 4095).clamp(0, 1)
         np.testing.assert_allclose(shown(reference.apply([x], [d], [m], p))[0], want, atol=1e-6, rtol=0)
     assert math.isfinite(float(want.sum()))
+
+
+def test_a_flat_image_stays_flat_through_geometry_and_blur() -> None:
+    config = {
+        "resized_crop": [0.1, 1.0],
+        "affine": {"rotate": 40, "scale": [0.5, 1.5], "shear": 10},
+        "blur": [0.0, 3.0],
+    }
+    p = policy({**config, "border": "reflect"})
+    for i, size in enumerate([(1, 1), (1, 90), (37, 200), (400, 31), (700, 900)]):
+        flat = torch.full((1, *size), 1234, dtype=torch.uint16)
+        np.testing.assert_allclose(shown(run(p, [flat], [meta(i)])), 1234 / 4095, atol=1e-6, rtol=0)

@@ -72,7 +72,8 @@ def test_read_back_it_is_the_run_bit_for_bit(run: Path, exported: ExportResult) 
     model, back = load_model(run), load_deployed(exported.folder)
     ours, theirs = model.objective.state_dict(), back.objective.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    augmenter = Augmenter(model.recipe["views"], model.recipe["augment"], norm=normalisation(model.recipe))
+    norm = normalisation(model.recipe)
+    augmenter = Augmenter(model.recipe["views"], model.recipe["augment"], norm=norm, backend="reference")
     for size, inverted in (((50, 40), False), ((33, 61), True), ((32, 32), False)):  # none larger than the cache keeps
         image = decoded(size, inverted=inverted)
         stats = back.preprocessing.reduce(image).stats

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hilum.augment import compiled
+from hilum.core.errors import HilumError, MissingExtra
 from hilum.core.recipe import load_recipe
 from hilum.verbs import resolving
 
@@ -34,3 +36,37 @@ def test_machines(
     machine(monkeypatch, gpus=gpus, cores=cores, shared=shared)
     recipe = load_recipe("medical/mae-cxr-s", sets=sets)
     assert resolving.feeding(recipe, 256) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "numba", "told", "augment", "expected"),
+    [
+        (0, True, "auto", "device", "compiled"),
+        (0, False, "auto", "device", "reference"),
+        (0, True, "reference", "device", "reference"),
+        (1, True, "auto", "workers", "compiled"),  # the workers are on the processor
+        (1, True, "auto", "device", "reference"),
+        (1, True, "compiled", "workers", "compiled"),
+    ],
+)
+def test_back_ends(
+    gpus: int, numba: bool, told: str, augment: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=gpus, cores=16)
+    monkeypatch.setattr(compiled, "installed", lambda: numba)
+    recipe = load_recipe("medical/mae-cxr-s", sets=[f"engine.backend={told}"])
+    assert resolving.backend_of(recipe, augment) == expected
+
+
+def test_a_back_end_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("medical/mae-cxr-s", sets=["engine.backend=compiled"])
+    machine(monkeypatch, gpus=1, cores=16)
+    with pytest.raises(HilumError, match="works on the processor") as caught:
+        resolving.backend_of(recipe, "device")
+    assert "engine.augment=workers" in caught.value.fix
+    monkeypatch.setattr(compiled, "installed", lambda: False)
+    with pytest.raises(MissingExtra) as missing:
+        resolving.backend_of(recipe, "workers")
+    assert "[cpu]" in missing.value.fix and "numba" in str(missing.value)
+    with pytest.raises(HilumError, match=r"engine\.backend must be"):
+        load_recipe("medical/mae-cxr-s", sets=["engine.backend=fast"])

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hilum.augment import paired, reference
+from hilum.augment import compiled, coordinates, paired, reference, sides
 from hilum.augment.draw import Draw
 from hilum.augment.policy import Policy
-from hilum.core.errors import HilumError
+from hilum.core.errors import HilumError, nearest
 from hilum.core.types import Batch, Meta, Sample, View, ViewGeometry
 
 Norm = tuple[Sequence[float], Sequence[float]]
+
+BACKENDS: Final = ("auto", "reference", "compiled", "triton")
+
+
+def resolve_backend(backend: str, *, cpu: bool) -> str:
+    """What computes the pixels: ``auto`` is ``compiled`` on the processor where numba is installed, else ``reference``.
+
+    ``triton`` works on a GPU and is taken where it is asked for.
+    """
+    if backend not in BACKENDS:
+        fix = nearest(backend, BACKENDS) or "one of " + " ".join(BACKENDS)
+        raise HilumError(f"unknown augmentation back-end {backend!r}", where="engine.backend", fix=fix)
+    if backend == "compiled":
+        compiled.require()
+    if backend == "triton" and cpu:
+        told = "the Triton augmentation back-end works on a GPU, and these images do not lie on one"
+        raise HilumError(told, where="engine.backend", fix="engine.backend: auto, or engine.augment: device on a GPU")
+    return backend if backend != "auto" else "compiled" if cpu and compiled.installed() else "reference"
+
+
+def _pixels(backend: str) -> Callable[..., Tensor]:
+    if backend == "triton":
+        from hilum.augment.triton import apply  # imports triton
+
+        return apply
+    return compiled.apply if backend == "compiled" else reference.apply
 
 
 class Augmenter:
@@ -24,9 +50,11 @@ class Augmenter:
 
     ``views`` and ``augment`` are a recipe's sections; ``norm`` gives each image view's (mean, std) for values in
     [0, 1]. ``image/1`` reads ``image`` where there is no stored view of its own and draws as view 1; views whose names
-    share a number share their draw. A view called ``mask`` (or ``mask/1``) follows the image of its number with
-    nearest interpolation; outside stands ``views.mask.ignore_index`` (255). ``targets["boxes"]`` (B, N, 4) and
-    ``targets["keypoints"]`` (B, N, 2) follow ``image``; ``keypoint_swaps`` exchanges rows under a left-right flip.
+    share a number share their draw. Views called ``mask``, ``depth``, ``disparity``, ``flow`` or ``normals`` (or
+    ``mask/1``) follow the image of their number (:func:`hilum.augment.paired.follow`). ``targets["boxes"]`` (B, N, 4)
+    and ``targets["keypoints"]`` (B, N, 2) follow ``image``; ``keypoint_swaps`` exchanges rows under a left-right flip.
+    Under ``hflip_with_sides``, ``side_pairs`` of labels and side words of texts are exchanged in mirrored samples.
+    ``backend``: see :func:`resolve_backend`; back-ends agree to 1e-5 of the window's range, masks exactly.
     """
 
     def __init__(
@@ -37,13 +65,18 @@ class Augmenter:
         norm: Mapping[str, Norm],
         lateral: bool = False,
         keypoint_swaps: Iterable[tuple[int, int]] = (),
+        side_pairs: Iterable[tuple[int, int]] = (),
+        backend: str = "auto",
     ) -> None:
-        self.masks = {name: view for name, view in views.items() if _base(name) == "mask"}
-        self.swaps = tuple(keypoint_swaps)
+        resolve_backend(backend, cpu=backend != "triton")
+        self.backend = backend
+        self.followers = {name: view for name, view in views.items() if _base(name) in paired.FOLLOWERS}
+        self.swaps, self.side_pairs = tuple(keypoint_swaps), tuple(side_pairs)
+        self.with_sides = bool(augment.get("hflip_with_sides"))
         self._policies: dict[tuple[str, bool], Policy] = {}
         self.norm: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
         for name, view in views.items():
-            if name in self.masks or "size" not in view:
+            if name in self.followers or "size" not in view:
                 continue
             given = norm.get(name, norm.get(_base(name)))
             if given is None:
@@ -60,7 +93,7 @@ class Augmenter:
             self._policies |= {(name, True): policy, (name, False): policy.eval()}
             self.norm[name] = policy.mean, policy.std
         self.views = tuple(self.norm)
-        if orphans := [name for name in self.masks if self._image_of(name) is None]:
+        if orphans := [name for name in self.followers if self._image_of(name) is None]:
             raise HilumError(f"view {orphans[0]!r} has no image to follow", where="views", fix="add the image view")
 
     def policy(self, view: str = "image", *, train: bool) -> Policy:
@@ -72,14 +105,15 @@ class Augmenter:
         return "\n\n".join(f"{view}: {self._policies[view, t].explain()}" for view in self.views for t in (True, False))
 
     def draw(self, sample: Sample, *, train: bool) -> Sample:
-        """Sets ``meta.extra["draws"][view]``, JSON-able, for every image view the sample has; returns the sample."""
+        """Sets ``meta.extra["draws"][view]``, JSON-able, for every image view the sample has; returns the sample, another one
+        where its sides were exchanged."""
         draws = {}
         for view in self.views:
             source = sample.views.get(view, sample.views.get(_base(view)))
             if source is not None:
                 draws[view] = self._draw(view, sample.meta, source.shape[-2:], train).to_json()
         sample.meta.extra["draws"] = draws
-        return sample
+        return sides.exchange_sample(sample, self.side_pairs) if train and self.with_sides else sample
 
     def apply(self, batch: Batch, *, train: bool) -> Batch:
         """Stored views -> dense normalised ones, with ``norm``, ``meta[b].geometry`` and whatever follows the image.
@@ -94,15 +128,17 @@ class Augmenter:
                 raise HilumError(f"the batch has no view {view!r}", fix=f"it has {sorted(batch.views)}")
             rows = list(reference.rows_of(images))
             drawn[view] = [self._stored(view, m, x, train) for m, x in zip(batch.meta, rows, strict=True)]
-            views[view] = reference.apply(images, drawn[view], batch.meta, self._policies[view, train], view=view)
-        for name, view_config in self.masks.items():
-            if name in batch.views:
-                ignore = int(view_config.get("ignore_index", 255))
-                views[name] = paired.masks(batch.views[name], drawn[str(self._image_of(name))], ignore_index=ignore)
+            back_end = resolve_backend(self.backend, cpu=not rows or rows[0].device.type == "cpu")
+            views[view] = _pixels(back_end)(images, drawn[view], batch.meta, self._policies[view, train], view=view)
+        valid = dict(batch.valid)
+        for name in sorted(self.followers.keys() & batch.views.keys()):
+            image, told = str(self._image_of(name)), self.followers[name]
+            views[name], known = paired.follow(name, batch.views[name], drawn[image], batch.meta, told, image=image)
+            valid |= {} if known is None else {name: known}
         metas = [
             self._located(meta, {view: draws[b] for view, draws in drawn.items()}) for b, meta in enumerate(batch.meta)
         ]
-        done = batch.with_(views=views, meta=metas, norm={**batch.norm, **self.norm})
+        done = batch.with_(views=views, valid=valid, meta=metas, norm={**batch.norm, **self.norm})
         return self._targets(done) if "image" in drawn else done
 
     def _draw(self, view: str, meta: Meta, size: Sequence[int], train: bool) -> Draw:
@@ -123,10 +159,7 @@ class Augmenter:
         geometry = dict(meta.geometry)
         for view, draw in draws.items():
             before = geometry.get(view) or geometry.get(_base(view)) or ViewGeometry(draw.size, draw.source_size)
-            now = draw.geometry()
-            geometry[view] = replace(
-                before, size=now.size, source_size=now.source_size, matrix=now.matrix, flips=now.flips
-            )
+            geometry[view] = coordinates.moved(before, draw)
         return replace(meta, geometry=geometry)
 
     def _targets(self, batch: Batch) -> Batch:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hilum.augment.draw import Draw
+from hilum.augment.filters import MOST_READS, plan, reads_of
 from hilum.augment.laws import FIT_RATIO, Chain, apply_op
 from hilum.augment.ops import Op, read_ops
 from hilum.core.errors import HilumError
@@ -61,6 +63,12 @@ class Policy:
                 "hflip would turn left into right, and these labels name a side",
                 where="the recipe's augment section",
                 fix="hflip: 0, or hflip_with_sides: true if the labels are to be flipped or ignored with the image",
+            )
+        if lateral and train and "hflip" in names:
+            warnings.warn(
+                "images are mirrored although labels name a side (hflip_with_sides: true): sides are exchanged only where "
+                "names or words say them",
+                stacklevel=2,
             )
         self.interpolation: str = config.get("interpolation", "linear")
         self.border: str | float = config.get("border", "background")
@@ -120,8 +128,12 @@ class Policy:
             fill=_finite(number),
         )
 
-    def explain(self) -> str:
-        """The plan in words: which declared op ends up in which stage of the one pass."""
+    def explain(self, source_size: Sequence[int] | None = None) -> str:
+        """The plan in words: which declared op ends up in which stage of the one pass.
+
+        With ``source_size`` (H, W) also level and kernel of both axes for the whole image of that size, without blur
+        and with the strongest one declared.
+        """
         ops = self.ops if self.train else ()
 
         def of(kind: str) -> list[str]:
@@ -132,9 +144,9 @@ class Policy:
             ratio = f" (side x {FIT_RATIO:.4g})" if self.fit == "crop" else ""
             geometry.insert(0, f"fit {self.fit}{ratio}")
         nearest = self.interpolation == "nearest"
-        taps = (
-            "nearest pixel" if nearest else "linear, n x n box taps with n = min(8, ceil(scale)), area-reduced beyond"
-        )
+        taps = "nearest pixel"
+        if not nearest:
+            taps = "level 2^floor(log2 step), kernel of 1 or 3 taps an axis (7 under blur), one linear read"
         order = " > ".join(self.pointwise)
         lines = [
             f"{'train' if self.train else 'eval'} {self.size[0]} x {self.size[1]} x {self.channels}",
@@ -146,7 +158,26 @@ class Policy:
             f"N noise      {' | '.join(of('N')) or 'none'}",
             f"  output     clip > {self.channels} channels > (x - {list(self.mean)}) / {list(self.std)} > float32",
         ]
+        if source_size is not None and not nearest:
+            lines[3:3] = self._filters(source_size)
         return "\n".join(lines)
+
+    def _filters(self, source_size: Sequence[int]) -> list[str]:
+        matrix = self.eval().draw(None, source_size=source_size).matrix
+        blurs = [op.ranges["range"][1] for op in self.ops if op.name == "blur"] if self.train else []
+        lines = []
+        for sigma in (0.0, *blurs):
+            filters = plan(matrix, sigma)
+            told = [
+                f"{axis}: step {math.hypot(*row):.4g}, level {f.factor}, kernel "
+                + " ".join(f"{w:.4g}" for w in f.kernel)
+                for axis, row, f in zip("yx", matrix[:2, :2].tolist(), filters, strict=True)
+            ]
+            reads = reads_of(filters)
+            twice = reads > MOST_READS and any(f.factor > 1 for f in filters)
+            told.append(f"{reads} reads a pixel" + (", on a GPU a second pass for the level" if twice else ""))
+            lines.append(f"  {f'blur {sigma:g}' if sigma else 'no blur':<11}{'; '.join(told)}")
+        return lines
 
     def __repr__(self) -> str:
         return f"Policy({self.config}, size={self.size}, channels={self.channels}, train={self.train})"

@@ -84,17 +84,17 @@ def _one(image: Tensor, draw: Draw, meta: Meta, policy: Policy, view: str) -> Te
     slope, intercept = float(extra.get("slope", 1.0)), float(extra.get("intercept", 0.0))
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
         raise HilumError(f"slope {slope} and intercept {intercept} are no rescaling", where=where)
-    window = _window(image.dtype, extra, where)
+    window = window_of(image.dtype, extra, where)
     border: Border = policy.border if policy.border in ("border", "reflect") else 0.0  # type: ignore[assignment]
     if not isinstance(border, str):
-        border = ((_black(window) if draw.fill is None else draw.fill) - intercept) / slope
+        border = ((black_of(window) if draw.fill is None else draw.fill) - intercept) / slope
     nearest = policy.interpolation == "nearest"
     if nearest and not isinstance(border, str):
         image = image.to(torch.float32)  # the border value need not fit the stored type
     x = sample(image, draw.matrix, draw.size, border=border, nearest=nearest, sigma=draw.sigma).float()
     if policy.channels == 1 and len(x) == 3:
         x = (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
-    x = _windowed(x if (slope, intercept) == (1.0, 0.0) else x * slope + intercept, window, draw)
+    x = windowed(x if (slope, intercept) == (1.0, 0.0) else x * slope + intercept, window, draw)
     for name in policy.pointwise:
         x = _pointwise(x, name, window, draw)
     if draw.noise:
@@ -114,11 +114,11 @@ def _pointwise(x: Tensor, name: str, window: Window, draw: Draw) -> Tensor:
         return x.clamp(min=0.0).pow(value)
     pivot = 0.5
     if draw.pivot is not None:
-        pivot = float(_windowed(torch.tensor([draw.pivot], dtype=torch.float64), window, draw))
+        pivot = float(windowed(torch.tensor([draw.pivot], dtype=torch.float64), window, draw))
     return x.sub(pivot).mul_(value).add_(pivot)
 
 
-def _windowed(x: Tensor, window: Window, draw: Draw) -> Tensor:
+def windowed(x: Tensor, window: Window, draw: Draw) -> Tensor:
     """The window, moved by ``shift`` of its width and widened by a factor about its centre, on modality values.
 
     A table is moved by moving the values the other way.
@@ -134,7 +134,7 @@ def _windowed(x: Tensor, window: Window, draw: Draw) -> Tensor:
     return apply_window(x, lo=centre - half, hi=centre + half, kind=window.kind)
 
 
-def _window(dtype: torch.dtype, extra: Mapping[str, Any], where: str) -> Window:
+def window_of(dtype: torch.dtype, extra: Mapping[str, Any], where: str) -> Window:
     given = extra.get("window")
     if given is not None:
         return given if isinstance(given, Window) else Window(**given)
@@ -149,7 +149,7 @@ def _window(dtype: torch.dtype, extra: Mapping[str, Any], where: str) -> Window:
     raise HilumError(f"nothing says which {dtype} values are black and white", where=where, fix="a window or its stats")
 
 
-def _black(window: Window) -> float:
+def black_of(window: Window) -> float:
     """A modality value that the window shows black."""
     return window.lo - 2.0 * (window.hi - window.lo) if window.kind == "sigmoid" else window.lo
 

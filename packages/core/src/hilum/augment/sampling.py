@@ -1,15 +1,17 @@
-"""Reading an image through a matrix: border, minification filter, blur and interpolation in one place.
+"""Reading an image or volume through a matrix: border, filter, blur and interpolation in one place.
 
-Conventions of docs/augmentation.md: pixel centres at integers, extent [-0.5, N - 0.5], as ``grid_sample(align_corners=False)``;
-outside taps come from the border rule; nearest is floor(u + 0.5). The order is: cut the window the output needs out of
-the stored pixels, extended by the border rule; reduce by whole factors where the scale is above 8; blur on the
-source's grid; interpolate linearly at n x n box taps an output pixel. Positions are float64.
+Conventions of docs/augmentation.md: pixel centres at integers, extent [-0.5, N - 0.5], as in
+``grid_sample(align_corners=False)``; outside pixels come from the border rule; nearest is floor(u + 0.5). The order is:
+cut the window the output needs out of the stored pixels, extended by the border rule; average it over the blocks of its
+level; filter it along each axis with the short kernels of :mod:`hilum.augment.filters`; read it once an output pixel,
+linearly. Positions are float64.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import permutations, product
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -18,17 +20,16 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from hilum.augment.filters import AxisFilter, plan
 from hilum.core.errors import HilumError
 
 Border: TypeAlias = "float | Literal['border', 'reflect']"
 Array: TypeAlias = NDArray[np.float64]
 
-MAX_TAPS: Final = 8
 _SNAP: Final = 1e-10  # matrix entries this near to whole numbers are whole: flips and quarter turns stay exact copies
 _SIGNED: Final = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-@torch.no_grad()
 def sample(
     image: Tensor,
     matrix: ArrayLike,
@@ -39,143 +40,187 @@ def sample(
     sigma: float = 0.0,
     minify: bool = True,
 ) -> Tensor:
-    """An image (C, H, W) of any dtype seen through ``matrix`` (3, 3), output -> source: (C, *out_size).
+    """An image (C, H, W) or volume (C, D, H, W) of any dtype seen through ``matrix`` (d+1, d+1): (C, *out_size).
 
-    Linear results are float32, nearest ones keep the dtype. ``border``: a value in the image's own units, ``border``
-    or ``reflect``. ``sigma``: Gaussian blur in output pixels. ``minify=False`` leaves the minification filter out
-    (one linear read an output pixel). Flips, quarter turns and whole-pixel crops without blur are exact copies, which
-    may share the image's memory.
+    The matrix maps output pixel centres to source pixel centres. Linear results are float32 and differentiable in the
+    image, nearest ones keep the dtype. ``border``: a value in the image's own units, ``border`` or ``reflect``.
+    ``sigma``: Gaussian blur in output pixels. ``minify=False`` leaves the minification filter out. Flips, quarter
+    turns and whole-pixel crops without blur are exact copies, which may share the image's memory.
     """
-    if image.dim() != 3 or 0 in image.shape:
-        raise HilumError(f"sample takes an image (C, H, W) with pixels, got {tuple(image.shape)}")
-    full = _snap(np.asarray(matrix, np.float64))
-    if full.shape != (3, 3) or not np.isfinite(full).all():
-        raise HilumError(f"sample takes a finite (3, 3) matrix, got {full.tolist()}")
-    height, width = map(int, out_size)
-    x, m = image.permute(1, 2, 0), full[:2]
-    if m[0, 0] == m[1, 1] == 0:  # rows and columns exchanged: turn the source instead
-        x, m = x.transpose(0, 1), m[::-1]
-    aligned = m[0, 1] == m[1, 0] == 0
-    dtype = image.dtype if nearest else torch.float32
-    if aligned and not (sigma and not nearest) and (np.abs(np.diag(m)) == 1).all() and _whole(m[:, 2]):
-        out = _copy(x, m, (height, width), border, dtype)
+    d = image.dim() - 1
+    if d not in (2, 3) or 0 in image.shape:
+        raise HilumError(f"sample takes pixels (C, H, W) or (C, D, H, W), got {tuple(image.shape)}")
+    m = np.asarray(matrix, np.float64)
+    if m.shape != (d + 1, d + 1) or not np.isfinite(m).all():
+        raise HilumError(f"sample takes a finite ({d + 1}, {d + 1}) matrix, got {m.tolist()}")
+    whole, out = np.round(m), tuple(map(int, out_size))
+    m = np.where(np.abs(m - whole) < _SNAP, whole, m)[:d]
+    x, order = image.movedim(0, -1), _order(m[:, :d])
+    if order is not None:  # output axes run along source axes: turn the source instead
+        x, m = x.permute(*order, d), m[list(order)]
+    if order is not None and (np.abs(np.diag(m)) == 1).all() and _whole(m[:, d]) and (nearest or not sigma):
+        read = _copy(x, m, out, border, image.dtype if nearest else torch.float32)
     elif nearest:
-        out = _nearest(x, m, (height, width), border)
-    elif aligned:
-        out = _separable(x, m, (height, width), border, sigma, minify)
+        read = _nearest(x, m, out, border)
     else:
-        out = _general(x, m, (height, width), border, sigma, minify)
-    return out.permute(2, 0, 1)
+        filters = plan(np.vstack((m, np.eye(d + 1)[d])), sigma, minify=minify)
+        read = (_general if order is None else _separable)(x, m, out, border, filters)
+    return read.movedim(-1, 0)
 
 
-def _snap(matrix: Array) -> Array:
-    whole = np.round(matrix)
-    snapped: Array = np.where(np.abs(matrix - whole) < _SNAP, whole, matrix)
-    return snapped
+def _order(linear: Array) -> tuple[int, ...] | None:
+    """The source axis along which each output axis runs, where each runs along one."""
+    at = range(len(linear))
+    fits = (order for order in permutations(at) if not any(linear[order[a], b] for a in at for b in at if a != b))
+    return next(fits, None)
 
 
 def _whole(values: Array) -> bool:
     return bool((values == np.round(values)).all())
 
 
-def _copy(x: Tensor, m: Array, out: tuple[int, int], border: Border, dtype: torch.dtype) -> Tensor:
-    ends = [sorted((int(m[a, 2]), int(m[a, 2] + m[a, a] * (out[a] - 1)))) for a in (0, 1)]
+def _copy(x: Tensor, m: Array, out: tuple[int, ...], border: Border, dtype: torch.dtype) -> Tensor:
+    ends = [sorted((int(m[a, -1]), int(m[a, -1] + m[a, a] * (n - 1)))) for a, n in enumerate(out)]
     window = _window(x, [e[0] for e in ends], [e[1] + 1 for e in ends], border, dtype)
-    mirrored = [a for a in (0, 1) if m[a, a] < 0]
-    if not mirrored:
-        return window
-    return _indexable(window).flip(mirrored).view(dtype)
+    mirrored = [a for a in range(len(out)) if m[a, a] < 0]
+    return _indexable(window).flip(mirrored).view(dtype) if mirrored else window
 
 
-def _nearest(x: Tensor, m: Array, out: tuple[int, int], border: Border) -> Tensor:
-    q_y, q_x = (torch.arange(n, dtype=torch.float64) for n in out)
+def _nearest(x: Tensor, m: Array, out: tuple[int, ...], border: Border) -> Tensor:
     index, inside = [], torch.ones(out, dtype=torch.bool)
-    for axis, n in enumerate(x.shape[:2]):
-        u = m[axis, 0] * q_y[:, None] + m[axis, 1] * q_x[None, :] + m[axis, 2]
+    for u, n in zip(_positions(m, out), x.shape, strict=False):  # on the host, so that ties fall alike everywhere
         at = (u + 0.5).floor().long()
         inside &= (at >= 0) & (at < n)
-        index.append(_fold(at, n, border))
-    window = _indexable(x)[index[0].to(x.device), index[1].to(x.device)]
+        index.append(_fold(at, n, border).to(x.device))
+    read = _indexable(x)[tuple(index)]
     if not isinstance(border, str):
-        fill = _full((1, 1, 1), border, x.dtype, x.device)
-        window = torch.where(inside[..., None].to(x.device), window, _indexable(fill))
-    return window.view(x.dtype)
+        fill = _full((1,), border, x.dtype, x.device)
+        read = torch.where(inside[..., None].to(x.device), read, _indexable(fill))
+    return read.view(x.dtype)
 
 
-def _separable(x: Tensor, m: Array, out: tuple[int, int], border: Border, sigma: float, minify: bool) -> Tensor:
-    factors = _factors(m[:, :2]) if minify else (1, 1)
-    bands = []
-    for axis, (n, factor) in enumerate(zip(out, factors, strict=True)):
-        step, offset = m[axis, axis] / factor, (m[axis, 2] + 0.5) / factor - 0.5
-        taps = _taps(step) if minify else 1
-        inner = (np.arange(taps) + 0.5) / taps - 0.5
-        kernel = discrete_gaussian((sigma * step) ** 2)
-        u = step * (np.arange(n)[:, None] + inner) + offset
-        bands.append(_band(_clip(u, x.shape[axis], factor, len(kernel) // 2, border), kernel))
-    low = [int(base.min()) for base, _ in bands]
-    high = [int(base.max()) + weights.shape[1] for base, weights in bands]
-    window = _reduced(x, low, high, factors, border)
-    (y, w_y), (x_, w_x) = [(base - start, weights) for (base, weights), start in zip(bands, low, strict=True)]
-    return _mix(_mix(window, y, w_y).transpose(0, 1), x_, w_x).transpose(0, 1)
+def _separable(x: Tensor, m: Array, out: tuple[int, ...], border: Border, filters: tuple[AxisFilter, ...]) -> Tensor:
+    """Kernel and linear read in one mix an axis."""
+    reads = []
+    for a, f in enumerate(filters):
+        u = _clip((m[a, a] * np.arange(out[a]) + m[a, -1] + 0.5) / f.factor - 0.5, x.shape[a], f, border)
+        left = np.floor(u).astype(np.int64)
+        share, nothing = (u - left)[:, None], np.zeros((out[a], 1))
+        near, far = (1.0 - share) * f.kernel, share * f.kernel
+        reads.append((left - f.reach, np.hstack((near, nothing)) + np.hstack((nothing, far))))
+    low = [int(first.min()) for first, _ in reads]
+    high = [int(first.max()) + weights.shape[1] for first, weights in reads]
+    x = _level(x, low, high, border, filters)
+    for start, (first, weights) in zip(low, reads, strict=True):
+        x = _mix(x, first - start, weights)
+    return x
 
 
-def _general(x: Tensor, m: Array, out: tuple[int, int], border: Border, sigma: float, minify: bool) -> Tensor:
-    factors = _factors(m[:, :2]) if minify else (1, 1)
-    m = np.column_stack((m[:, :2], m[:, 2] + 0.5)) / np.array(factors)[:, None] - [[0, 0, 0.5]]
-    linear = m[:, :2]
-    taps = [_taps(step) if minify else 1 for step in np.linalg.norm(linear, axis=0)]
-    along, diagonal, sign = _split_covariance(sigma**2 * linear @ linear.T)
-    reach = [len(k) // 2 + len(diagonal) // 2 for k in along]
-    corners = linear @ [[-0.5, -0.5, out[0] - 0.5, out[0] - 0.5], [-0.5, out[1] - 0.5, -0.5, out[1] - 0.5]] + m[:, 2:]
-    ends = [_clip(corners[a], x.shape[a], factors[a], reach[a], border) for a in (0, 1)]
-    low = [math.floor(e.min()) for e in ends]
-    high = [math.floor(e.max()) + 2 for e in ends]
-    start, stop = ([n + s * r for n, r in zip(end, reach, strict=True)] for end, s in ((low, -1), (high, 1)))
-    window = _blur(_reduced(x, start, stop, factors, border), along, diagonal, sign)
-    sizes = np.array(window.shape[:2], np.float64)
-    grid_m = (m - [[0, 0, low[0]], [0, 0, low[1]]] + [[0, 0, 0.5]]) * (2.0 / sizes)[:, None] - [[0, 0, 1.0]]
-    source = window.permute(2, 0, 1)[None]
-    q_y, q_x = (torch.arange(n, dtype=torch.float64, device=x.device) for n in out)
-    base = torch.empty((1, *out, 2), dtype=torch.float32, device=x.device)
-    for k, (a, b, c) in enumerate(grid_m[::-1].tolist()):  # grid_sample wants (x, y)
-        base[0, ..., k] = b * q_x + (a * q_y + c)[:, None]
-    grid, total = torch.empty_like(base), base.new_zeros((1, x.shape[2], *out))
-    for i, j in np.ndindex(*taps):
-        inner = grid_m[::-1, :2] @ [(i + 0.5) / taps[0] - 0.5, (j + 0.5) / taps[1] - 0.5]
-        torch.add(base, base.new_tensor(inner), out=grid)
-        total += F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return total.div_(taps[0] * taps[1])[0].permute(1, 2, 0)
+def _general(x: Tensor, m: Array, out: tuple[int, ...], border: Border, filters: tuple[AxisFilter, ...]) -> Tensor:
+    """The kernels over the whole window, then 2^d neighbours an output pixel."""
+    m = m / [[f.factor] for f in filters]
+    m[:, -1] += [0.5 / f.factor - 0.5 for f in filters]
+    corners = m @ np.vstack((np.array(list(product(*((0, n - 1) for n in out)))).T, np.ones(2 ** len(out))))
+    ends = [_clip(u, n, f, border) for u, n, f in zip(corners, x.shape, filters, strict=False)]
+    low, high = [math.floor(e.min()) for e in ends], [math.floor(e.max()) + 2 for e in ends]
+    reach = [f.reach for f in filters]
+    x = _level(x, np.subtract(low, reach).tolist(), np.add(high, reach).tolist(), border, filters)
+    for f, lo, hi in zip(filters, low, high, strict=True):
+        x = _mix(x, np.arange(hi - lo), np.tile(f.kernel, (hi - lo, 1))) if f.reach else x.movedim(0, -2)
+    sizes = np.array(x.shape[:-1], np.float64)[:, None]
+    m[:, -1] += 0.5 - np.array(low)
+    m = m * 2.0 / sizes - np.eye(len(out) + 1)[-1]
+    grid = torch.stack(_positions(m[::-1], out, x.device), -1)[None]  # (x, y) or (x, y, z) in [-1, 1]
+    # in float64: a float32 position in [-1, 1] is off by 1e-4 pixels at 4096
+    source = x.movedim(-1, 0)[None].to(torch.float64)
+    read = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return read[0].movedim(0, -1).to(torch.float32)
 
 
-# --- window and border -----------------------------------------------------------------------------------
+def _positions(m: Array, out: Sequence[int], device: torch.device | None = None) -> list[Tensor]:
+    """m (q, 1), one float64 tensor (*out) a row of ``m``, over all output pixels q."""
+    axes = [torch.arange(n, dtype=torch.float64, device=device) for n in out]
+    at = []
+    for *steps, offset in m.tolist():
+        u = torch.full((), offset, dtype=torch.float64, device=device)
+        for step, q in zip(steps, axes, strict=True):
+            u = u[..., None] + step * q
+        at.append(u)
+    return at
+
+
+# --- window, border, level ---------------------------------------------------------------------------------
 
 
 def _window(x: Tensor, low: Sequence[int], high: Sequence[int], border: Border, dtype: torch.dtype) -> Tensor:
-    """x[low:high] on both axes, going on beyond the image by the border rule, converted to ``dtype`` after the cut."""
-    sizes = x.shape[:2]
-    inner = [slice(max(lo, 0), max(min(hi, n), 0)) for lo, hi, n in zip(low, high, sizes, strict=True)]
-    if all(lo >= 0 and hi <= n for lo, hi, n in zip(low, high, sizes, strict=True)):
-        return x[inner[0], inner[1]].to(dtype)
+    """x[low:high] on every axis, going on beyond the image by the border rule, converted to ``dtype`` after the cut."""
+    spans = list(zip(low, high, x.shape[:-1], strict=True))
+    inner = [slice(max(lo, 0), max(min(hi, n), 0)) for lo, hi, n in spans]
+    if all(lo >= 0 and hi <= n for lo, hi, n in spans):
+        return x[tuple(inner)].to(dtype)
     if isinstance(border, str):
-        rows, columns = (
-            _fold(torch.arange(lo, hi, device=x.device), n, border) for lo, hi, n in zip(low, high, sizes, strict=True)
-        )
-        return _indexable(x)[rows][:, columns].view(x.dtype).to(dtype)
-    window = _full((high[0] - low[0], high[1] - low[1], x.shape[2]), border, dtype, x.device)
+        window = _indexable(x)
+        for axis, (lo, hi, n) in enumerate(spans):
+            window = window.index_select(axis, _fold(torch.arange(lo, hi, device=x.device), n, border))
+        return window.view(x.dtype).to(dtype)
+    window = _full([*(hi - lo for lo, hi, _ in spans), x.shape[-1]], border, dtype, x.device)
     if all(part.start < part.stop for part in inner):
-        target = [slice(part.start - lo, part.stop - lo) for part, lo in zip(inner, low, strict=True)]
-        window[target[0], target[1]] = x[inner[0], inner[1]].to(dtype)
+        window[tuple(slice(p.start - lo, p.stop - lo) for p, lo in zip(inner, low, strict=True))] = x[tuple(inner)].to(
+            dtype
+        )
     return window
 
 
-def _reduced(x: Tensor, low: Sequence[int], high: Sequence[int], factors: tuple[int, int], border: Border) -> Tensor:
-    """Pixels ``low`` .. ``high`` of the image averaged over blocks of ``factors``, blocks counted from pixel 0."""
-    ends = [[n * f for n, f in zip(end, factors, strict=True)] for end in (low, high)]
-    window = _window(x, ends[0], ends[1], border, torch.float32)
-    if factors == (1, 1):
-        return window
-    height, width, channels = window.shape
-    return window.reshape(height // factors[0], factors[0], width // factors[1], factors[1], channels).mean((1, 3))
+def _level(
+    x: Tensor, low: Sequence[int], high: Sequence[int], border: Border, filters: tuple[AxisFilter, ...]
+) -> Tensor:
+    """Pixels ``low`` .. ``high`` of the image averaged over blocks of ``factor`` an axis, in float32."""
+    if all(f.factor == 1 for f in filters):
+        return _window(x, low, high, border, torch.float32)
+    for lo, hi, f in zip(low, high, filters, strict=True):
+        x = _blocks(x, lo, hi, f.factor, border).movedim(0, -2)
+    return x
+
+
+def _blocks(x: Tensor, low: int, high: int, factor: int, border: Border) -> Tensor:
+    """(N, ..., C) -> (high - low, ..., C): block b is the mean of pixels b f .. (b + 1) f - 1, in or outside."""
+    n, rest = x.shape[0], x.shape[1:]
+    first, last = (min(max(edge, 0), n // factor) for edge in (low, high))  # blocks inside the image
+    inner = x[first * factor : last * factor].to(torch.float32)
+    for _ in range(factor.bit_length() - 1):
+        inner = (inner[::2] + inner[1::2]) * 0.5
+    if first == low and last == high:
+        return inner
+    parts = [inner]
+    for start, stop in ((low, min(first, high)), (max(last, low), high)):
+        counts = _counts(np.arange(start, max(stop, start)), n, factor, border)
+        held = np.flatnonzero(counts.any(0))
+        a, b = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
+        weights = torch.from_numpy(counts[:, a:b] / factor).to(x.device)
+        part = torch.tensordot(weights, x[a:b].to(torch.float64), 1)  # float64 also keeps TensorFloat-32 out
+        if not isinstance(border, str):
+            lacking = torch.from_numpy(1.0 - counts.sum(1) / factor).to(x.device)
+            part = part + border * lacking.view(-1, *(1 for _ in rest))
+        parts.insert(len(parts) if start >= last else 0, part.to(torch.float32))
+    return torch.cat(parts)
+
+
+def _counts(block: NDArray[np.int64], n: int, factor: int, border: Border) -> Array:
+    """(blocks, N): how often each of N pixels stands in each block of the image that goes on by the border rule."""
+    k, start = np.arange(n, dtype=np.float64), block[:, None].astype(np.float64) * factor
+
+    def before(edge: Array) -> Array:
+        if border == "reflect":
+            turns = np.floor(edge / (2 * n))
+            edge = edge - 2 * n * turns
+            return 2 * turns + np.clip(edge - k, 0, 1) + np.clip(edge - (2 * n - 1 - k), 0, 1)
+        count = np.clip(edge - k, 0, 1)
+        if border == "border":
+            count[:, :1] += np.minimum(edge, 0)
+            count[:, -1:] += np.maximum(edge - n, 0)
+        return count
+
+    return before(start + factor) - before(start)
 
 
 def _fold(index: Tensor, n: int, border: Border) -> Tensor:
@@ -199,94 +244,17 @@ def _indexable(x: Tensor) -> Tensor:
     return x.view(_SIGNED.get(x.dtype, x.dtype))
 
 
-def _clip(u: Array, n: int, factor: int, reach: int, border: Border) -> Array:
+def _clip(u: Array, n: int, filter_: AxisFilter, border: Border) -> Array:
     """Positions far outside read what is near outside, so that no window grows beyond need."""
     if border == "reflect":
         return u
-    margin = reach + 2
-    return np.clip(u, -margin, math.ceil(n / factor) - 1 + margin)
+    margin = filter_.reach + 2
+    return np.clip(u, -margin, math.ceil(n / filter_.factor) - 1 + margin)
 
 
-# --- filters -----------------------------------------------------------------------------------------------
-
-
-def _taps(step: float) -> int:
-    return min(MAX_TAPS, max(1, math.ceil(abs(step) - 1e-9)))
-
-
-def _factors(linear: Array) -> tuple[int, int]:
-    """Whole factors (y, x of the source) after which no output axis walks more than ``MAX_TAPS`` pixels a step."""
-    factors = np.maximum(1, np.ceil(np.linalg.norm(linear, axis=1) / MAX_TAPS - 1e-9))
-    while np.linalg.norm(linear / factors[:, None], axis=0).max() > MAX_TAPS + 1e-9:
-        factors[np.argmax(np.linalg.norm(linear / factors[:, None], axis=1))] += 1
-    return int(factors[0]), int(factors[1])
-
-
-def discrete_gaussian(variance: float) -> Array:
-    """(2R + 1,) the discrete Gaussian e^-t I_k(t), t = variance in pixels squared, whose variance is t at every t.
-
-    Lindeberg 1990, *Scale-space for discrete signals*; from its transform exp(t (cos w - 1)). R keeps all but 1e-4 of
-    the mass; nothing else is cut.
-    """
-    if variance <= 0.0:
-        return np.ones(1)
-    reach = math.ceil(4.0 * math.sqrt(variance)) + 1
-    turns = 2.0 * np.pi * np.arange(4 * reach + 1) / (8 * reach)
-    full = np.fft.irfft(np.exp(variance * (np.cos(turns) - 1.0)), 8 * reach)
-    kernel: Array = np.concatenate((full[reach:0:-1], full[: reach + 1]))
-    kernel /= kernel.sum()
-    return kernel
-
-
-def _band(u: Array, kernel: Array) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Weights of the source pixels base .. base + K - 1 for each output pixel: taps at u (n, taps), linear, blurred."""
-    index = np.floor(u).astype(np.int64)
-    rest = u - index
-    base = index.min(1)
-    at = index - base[:, None]
-    linear = np.zeros((len(u), int(at.max()) + 2))
-    rows = np.arange(len(u))[:, None]
-    np.add.at(linear, (rows, at), (1.0 - rest) / u.shape[1])
-    np.add.at(linear, (rows, at + 1), rest / u.shape[1])
-    weights = np.zeros((len(u), linear.shape[1] + len(kernel) - 1))
-    for shift, weight in enumerate(kernel):
-        weights[:, shift : shift + linear.shape[1]] += weight * linear
-    return base - len(kernel) // 2, weights.astype(np.float32)
-
-
-def _mix(x: Tensor, base: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
-    """(R, W, C) -> (n, W, C): rows base .. base + K - 1 summed with ``weights`` (n, K)."""
-    index = torch.from_numpy(base[:, None] + np.arange(weights.shape[1])).to(x.device)
-    w = torch.from_numpy(weights).to(x.device)
-    out = F.embedding_bag(index, x.flatten(1).contiguous(), mode="sum", per_sample_weights=w)
-    return out.reshape(len(base), *x.shape[1:])
-
-
-def _split_covariance(covariance: Array) -> tuple[tuple[Array, Array], Array, int]:
-    """A Gaussian's covariance as a sum along y, along x and along one diagonal, so that line filters do it.
-
-    Exact while the larger of the two axes is not too thin for the grid (|c_yx| <= c_yy, c_xx: any rotation and crop in
-    use); beyond that the diagonal part stops at the smaller variance.
-    """
-    cross = float(covariance[0, 1])
-    shared = min(abs(cross), covariance[0, 0], covariance[1, 1])
-    if shared <= 1e-3 * min(covariance[0, 0], covariance[1, 1]):
-        shared = 0.0
-    along = discrete_gaussian(covariance[0, 0] - shared), discrete_gaussian(covariance[1, 1] - shared)
-    return along, discrete_gaussian(shared), 1 if cross > 0 else -1
-
-
-def _blur(x: Tensor, along: tuple[Array, Array], diagonal: Array, sign: int) -> Tensor:
-    for kernel in along:  # y, then x, each pass turning the image over
-        if len(kernel) > 1:
-            n = x.shape[0] - len(kernel) + 1
-            x = _mix(x, np.arange(n), np.tile(kernel.astype(np.float32), (n, 1)))
-        x = x.transpose(0, 1)
-    if len(diagonal) == 1:
-        return x
-    n, w = x.shape[0] - len(diagonal) + 1, x.shape[1] - len(diagonal) + 1
-    x, total = x.contiguous(), x.new_zeros(n, w, x.shape[2])
-    for k, weight in enumerate(diagonal.tolist()):
-        column = k if sign > 0 else len(diagonal) - 1 - k
-        total.add_(x[k : k + n, column : column + w], alpha=weight)
-    return total
+def _mix(x: Tensor, first: NDArray[np.int64], weights: Array) -> Tensor:
+    """(R, ..., C) -> (..., n, C): rows first .. first + K - 1 summed with ``weights`` (n, K); the axis goes last."""
+    index = torch.from_numpy(first[:, None] + np.arange(weights.shape[1])).to(x.device)
+    w = torch.from_numpy(weights.astype(np.float32)).to(x.device)
+    out = F.embedding_bag(index, x.flatten(1), mode="sum", per_sample_weights=w)
+    return out.reshape(len(first), *x.shape[1:]).movedim(0, -2)

@@ -154,6 +154,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "workers": Key((int, str), 0, choices=("auto",)), "compile": FLAG, "checkpointing": FLAG,
         "max_bad": _number(0, 1), "checkpoint_minutes": POSITIVE, "nan_guard": COUNT_OR_NONE, "deterministic": FLAG,
         "validate_epochs": COUNT, "log_every": COUNT, "augment": _one_of("auto", "device", "workers"),
+        "backend": _one_of("auto", "reference", "compiled", "triton"),
     },
     "run": {
         "study": TEXT, "split": TEXT, "fraction": SHARE, "fold": COUNT_OR_NONE, "init": TEXT, "index_digest": TEXT,
@@ -162,7 +163,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
 }  # fmt: skip
 VIEW: dict[str, Key] = {
-    "kind": TEXT, "size": SIZE, "channels": COUNT, "ignore_index": _whole(),
+    "kind": TEXT, "size": SIZE, "channels": COUNT, "ignore_index": _whole(), "interpolation": TEXT, "camera": TEXT,
+    "swaps": Key((list,), items=Key((list,))),
     "normalise": Key((str, list), choices=("dataset", "imagenet", "none"), items=NUMBERS, length=2),
     "voi": Key((str, int), 0),
     "pick": _waits(str, fix="leave it out: every image is a sample"), "sections": _waits(list),
@@ -188,7 +190,7 @@ DEFAULTS: dict[str, Any] = {
     "engine": {
         "devices": "auto", "strategy": "auto", "workers": "auto", "compile": False, "checkpointing": False,
         "max_bad": 0.01, "checkpoint_minutes": 15, "nan_guard": 5, "deterministic": False, "validate_epochs": 1,
-        "log_every": 10, "augment": "auto",
+        "log_every": 10, "augment": "auto", "backend": "auto",
     },
 }  # fmt: skip
 

@@ -79,7 +79,9 @@ class Reading:
         read = partial(read_file, intakes=self.intakes, limits=self.limits, headers_only=self.headers_only)
         members = partial(read_archive, limits=self.limits, read=read, scratch=self.scratch, lost=job.lost)
         path = os.path.join(self.root, os.fsdecode(job.found.path))
-        rows = read(Path(path), archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
+        rows = (
+            read(Path(path), archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
+        )
         keyed = [self._keyed(job.found, row) for row in rows]
         if any(row["reason"] in INSTALLED for row in keyed):  # all rows of a file have one reader: they go together
             for row in keyed:

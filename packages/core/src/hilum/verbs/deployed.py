@@ -23,7 +23,7 @@ from hilum.encoders.exported import read_safetensors
 from hilum.verbs.loading import LoadedModel, labels_of, load_state
 from hilum.verbs.starts import origins, restore_origins
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG, PREPROCESSING = "model.safetensors", "config.json", "preprocessing.json"
 ABOUT_LOADING = ("stages", "tasks", "run", "engine", "batch", "optim", "schedule", "probes", "plan")
 
@@ -71,7 +71,9 @@ class Preprocessing:
             "order": [
                 "values: stored * slope + intercept; sign flipped where the image displays inverted",
                 "area average to cache_side on the short side, never enlarged; long side rounded half up",
-                "fit to size: half-pixel centres, linear with n x n box taps, n = min(8, ceil(scale))",
+                "fit to size, an axis at a time: step r = source pixels an output pixel; average over blocks of f = "
+                "2^floor(log2 max(r, 1)) pixels from pixel 0; kernel [t/2, 1 - t, t/2], t = (max(1, r / f)^2 - 1) / 6; "
+                "linear read at (u + 0.5) / f - 0.5, half-pixel centres",
                 "window: (x - lo) / (hi - lo), lo = centre - width / 2, hi = centre + width / 2; clipped to [0, 1]",
                 "one channel repeated to channels; (x - mean) / std",
             ],

@@ -63,7 +63,9 @@ def _page(page: Path, archive: Path | None = None) -> Path:
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
         raise HilumError("the page is one HTML file", where=str(page), fix="--out FILE.html")
     if archive is not None and page.resolve().is_relative_to(archive.resolve()):
-        raise HilumError("the page would lie in the archive, which is only read", where=str(page), fix="--out elsewhere")
+        raise HilumError(
+            "the page would lie in the archive, which is only read", where=str(page), fix="--out elsewhere"
+        )
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         writable = os.access(page.parent, os.W_OK)

@@ -247,7 +247,8 @@ def _evaluated(model: LoadedModel, deployed: Deployed, image: CachedImage) -> Te
     from hilum.verbs.assembly import normalisation
 
     recipe, view = model.recipe, deployed.preprocessing.view
-    augmenter = Augmenter(recipe["views"], recipe["augment"], norm=normalisation(recipe))
+    norm = normalisation(recipe)
+    augmenter = Augmenter(recipe["views"], recipe["augment"], norm=norm, backend="reference")  # as what is deployed
     about = {"slope": image.slope, "intercept": image.intercept, "window": image.window, "stats": image.stats}
     batch = collate([Sample({view: image.stored}, {}, Meta("00000000", "", extra={view: about}))])
     ready = augmenter.apply(batch, train=False)

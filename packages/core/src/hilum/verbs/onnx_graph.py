@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from hilum.augment.laws import FIT_RATIO
-from hilum.augment.sampling import MAX_TAPS
 from hilum.core.errors import HilumError, MissingExtra
 from hilum.core.objective import Objective
 from hilum.core.types import Batch
@@ -117,20 +116,25 @@ class Axis:
             at = at.clamp(torch.zeros_like(self.cached), self.cached - 1.0) if border == "border" else at
             edges = [self._covered(place * self.share, border) for place in (at, at + 1.0)]
             return (edges[1] - edges[0]) / self.share.float()
-        factor = torch.ceil(self.step / MAX_TAPS - WHOLE).clamp(min=1.0)  # whole blocks are averaged first
-        step, offset = self.step / factor, (self.offset + 0.5) / factor - 0.5
-        taps, block = torch.ceil(step - WHOLE).clamp(1.0, MAX_TAPS), factor * self.share
-        tap = torch.arange(MAX_TAPS, dtype=torch.float64)[:, None]  # those beyond ``taps`` weigh nothing
-        u = (step * (q + (tap + 0.5) / taps - 0.5) + offset).flatten()
-        left = torch.floor(u)
-        near = ((tap < taps).double() / taps).expand(-1, self.out).flatten()
-        shares = (near * (1.0 - u + left), near * (u - left))
-        edges = [self._covered((left + i) * block, border) for i in range(3)]
-        read = (shares[0] / block).float()[:, None] * (edges[1] - edges[0])
-        read = read + (shares[1] / block).float()[:, None] * (edges[2] - edges[1])
-        if border == "border":
-            read = read + self._folded(left, *shares, factor)
-        return read.reshape(MAX_TAPS, self.out, -1).sum(0)
+        factor, side, centre = self._filter()
+        u = (self.step * q + self.offset + 0.5) / factor - 0.5
+        left, block = torch.floor(u), factor * self.share  # source pixels under one pixel of the level
+        far, zero = u - left, torch.zeros_like(u)
+        pair = torch.stack([zero, 1.0 - far, far, zero])  # of the four pixels left - 1 .. left + 2
+        shares = centre * pair + side * torch.stack([1.0 - far, far, 1.0 - far, far])
+        edges = [self._covered((left + i) * block, border) for i in range(-1, 4)]
+        read = torch.zeros_like(edges[0])
+        for share, before, after in zip(shares, edges, edges[1:], strict=False):
+            read = read + (share / block).float()[:, None] * (after - before)
+        return read + self._folded(left, shares, factor) if border == "border" else read
+
+    def _filter(self) -> tuple[Tensor, Tensor, Tensor]:
+        """:func:`hilum.augment.filters.axis_filter` without blur: block, and the kernel's side and centre weight."""
+        levels = 2.0 ** torch.arange(17, dtype=torch.float64)
+        factor = torch.where(self.step >= levels * (1.0 - WHOLE), levels, torch.ones_like(levels)).amax(0, keepdim=True)
+        rho = self.step / factor
+        t = torch.where(rho > 1.0 + WHOLE, (rho * rho - 1.0) / 6.0, torch.zeros_like(rho))
+        return factor, t / 2.0, 1.0 - t
 
     def _covered(self, place: Tensor, border: str | float) -> Tensor:
         """(out, source) how much of each source pixel lies before ``place`` (out,), in edge coordinates; of the image
@@ -147,11 +151,11 @@ class Axis:
         mirrored = ((whole - (2.0 * self.n.float() - 1.0 - self.k)) + part).clamp(0.0, 1.0)
         return before + mirrored + 2.0 * turns.float()[:, None]
 
-    def _folded(self, left: Tensor, left_share: Tensor, right_share: Tensor, factor: Tensor) -> Tensor:
-        """What the two blocks at ``left`` see beyond the image, given to the first and the last cached pixel."""
-        last = self.cached / factor
-        below = left_share * (left < 0).double() + right_share * (left < -1).double()
-        above = left_share * (left + 1.0 - last).clamp(0.0, 1.0) + right_share * (left + 2.0 - last).clamp(0.0, 1.0)
+    def _folded(self, left: Tensor, shares: Tensor, factor: Tensor) -> Tensor:
+        """What the four blocks from left - 1 see beyond the image, given to the first and the last cached pixel."""
+        block = left + torch.arange(-1.0, 3.0, dtype=torch.float64)[:, None]
+        below = (shares * (block < 0).double()).sum(0)
+        above = (shares * (block + 1.0 - self.cached / factor).clamp(0.0, 1.0)).sum(0)
         return torch.stack([below, above], 1).float() @ self.edges()
 
     def edges(self) -> Tensor:

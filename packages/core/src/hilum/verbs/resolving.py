@@ -45,7 +45,8 @@ def resolve(recipe: Recipe, data: Data, *, devices: int) -> Recipe:
     changes["batch"] = {"per_device": per_device}
     workers, augment = feeding(recipe, per_device)
     changes["engine"] = {
-        "workers": workers, "augment": augment, "devices": devices, "strategy": strategy_of(recipe, devices)
+        "workers": workers, "augment": augment, "backend": backend_of(recipe, augment), "devices": devices,
+        "strategy": strategy_of(recipe, devices),
     }  # fmt: skip
     for name, view in recipe["views"].items():
         if view.get("normalise", "none") == "dataset":
@@ -69,6 +70,22 @@ def feeding(recipe: Recipe, per_device: int) -> tuple[int, str]:
         fits = workers * 3 * per_device * dense < free_shared_memory() / 2  # two ahead of each worker, one in use
         augment = "workers" if gpu and workers > 1 and fits else "device"
     return int(workers), augment
+
+
+def backend_of(recipe: Recipe, augment: str) -> str:
+    """What computes augmented pixels, on the device or in the workers as ``augment`` says."""
+    from hilum.augment.augmenter import resolve_backend
+    from hilum.verbs.components import told_by
+
+    told, cpu = str(recipe["engine"]["backend"]), augment == "workers" or not torch.cuda.is_available()
+    if told == "compiled" and not cpu:
+        raise HilumError(
+            "the compiled augmentation back-end works on the processor, and this run augments on a GPU",
+            where=recipe.where("engine.backend"),
+            fix="--set engine.augment=workers, or engine.backend=auto",
+        )
+    with told_by(recipe, "engine.backend", "the augmentation"):
+        return resolve_backend(told, cpu=cpu)
 
 
 def free_shared_memory() -> int:

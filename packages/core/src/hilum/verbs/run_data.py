@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from hilum.augment import sides
 from hilum.augment.augmenter import Augmenter
 from hilum.core.contracts import check_source
 from hilum.core.errors import HilumError, nearest
@@ -312,8 +313,15 @@ def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: 
     """The data module of a recipe: a plan a split, augmentation drawn in the workers."""
     size, seed = int(recipe["batch"]["size"]), int(recipe["seed"])
     lateral = bool(data.labels and data.labels.lateral)
+    backend = str(recipe["engine"]["backend"])
+    if not train and backend != "reference":
+        backend = "auto"  # a run is evaluated elsewhere, too: back-ends agree far beyond what a score shows
     with told_by(recipe, "augment", "the augmentation"):
-        augmenter = Augmenter(recipe["views"], recipe["augment"], norm=normalisation(recipe), lateral=lateral and train)
+        named = data.labels.names if data.labels and train and recipe["augment"].get("hflip_with_sides") else ()
+        augmenter = Augmenter(
+            recipe["views"], recipe["augment"], norm=normalisation(recipe), lateral=lateral and train,
+            side_pairs=sides.pairs_of(named), backend=backend,
+        )  # fmt: skip
     plans: dict[str, Any] = {}
     for name, source in data.sources.items():
         check_source(source, where=f"the {name} images")
