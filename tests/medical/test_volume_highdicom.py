@@ -71,7 +71,7 @@ def test_what_highdicom_takes_for_no_volume_is_unusable(
     assert get_volume_positions(places, axes, rtol=0.01) == (None, None)
     (volume,) = assemble(rows(places, axes, spacing))
     assert not volume["usable"]
-    assert any(p.startswith("missing_slices" if lacking else "irregular") for p in volume["problems"])
+    assert any(p.startswith("gap:1 missing" if lacking else "irregular_spacing") for p in volume["problems"])
     hinted, numbers = get_volume_positions(places, axes, rtol=0.01, allow_missing_positions=True)
     assert (numbers is not None) == lacking
     if lacking:
