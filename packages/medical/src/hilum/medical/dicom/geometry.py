@@ -254,7 +254,7 @@ def _makers_b_value(header: Header) -> float | None:
 
 def _take_type(header: Header, value: Any, keys: dict[str, Numbers]) -> None:
     """Terms of ImageType (PS3.3 C.7.6.1.1.2, C.8.13.3) that part images of one position; what is not listed is dropped."""
-    words = [str(w).strip().upper() for w in value] if value is not None and not isinstance(value, str) else []
+    words = [str(w).strip().upper() for w in value] if hasattr(value, "append") else []
     for word in ("LOCALIZER", "MOSAIC"):
         if word in words:
             keys[word.lower()] = [1.0]
