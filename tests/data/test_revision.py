@@ -80,9 +80,9 @@ rows = st.fixed_dictionaries(
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_copies_and_conflicts_by_pairs(drawn: list[dict[str, Any]]) -> None:
     """Every pair of rows by itself, as FORMATS 5 words it."""
-    about = {"rows": 1, "columns": 1, "frames": 1, "role": "image", "problems": None}
+    about = {"rows": 1, "columns": 1, "frames": 1, "role": "image", "problems": None, "refers_to": None}
     lines = [{**row, **about, "sample_id": str(n)} for n, row in enumerate(drawn)]
-    kinds = {"std": pa.float64(), "problems": pa.list_(pa.string())}
+    kinds = {"std": pa.float64(), "problems": pa.list_(pa.string()), "refers_to": pa.list_(pa.string())}
     columns = {n: pa.array([line[n] for line in lines], kinds.get(n)) for n in lines[0]}
     columns |= {n: columns[n].cast(pa.string()) for n in ("instance", "stored_sha256")}
     found = compared(pa.table(columns))
@@ -108,3 +108,14 @@ def test_copies_and_conflicts_by_pairs(drawn: list[dict[str, Any]]) -> None:
         first = lines[int(original)]
         assert int(original) < n and alive(lines[n]) and n not in torn
         assert first["stored_sha256"] == lines[n]["stored_sha256"]
+
+
+def test_equal_masks_of_other_series_are_no_copies() -> None:
+    about = {
+        "status": "indexed", "stored_sha256": "h", "rows": 1, "columns": 1, "frames": 1, "role": "label", "std": 1.0,
+        "group_id": "g", "group_known": True, "problems": None,
+    }  # fmt: skip
+    lines = [
+        {**about, "sample_id": str(n), "instance": f"u{n}", "refers_to": [series]} for n, series in enumerate("aba")
+    ]
+    assert compared(pa.Table.from_pylist(lines))["duplicate_of"] == {2: "0"}

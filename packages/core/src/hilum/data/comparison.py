@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from hilum.data.revision import Lists, equals, rows_of, shared
 
-_PICTURE = ("stored_sha256", "rows", "columns", "frames", "role")
-_READ = (*_PICTURE, "std", "instance", "group_id", "group_known", "sample_id", "problems")
+_PICTURE = ("stored_sha256", "rows", "columns", "frames", "role")  # and of labels the series that they mark
+_READ = (*_PICTURE, "refers_to", "std", "instance", "group_id", "group_known", "sample_id", "problems")
 Changes = dict[str, dict[int, Any]]
 
 
@@ -56,7 +56,10 @@ class _Rows:
             if len({group[row] for row in same if known[row]}) > 1:
                 self._note(same, "same_pixels_other_patient")
         for same in groups([row for row in varied if row not in torn], pixels):
-            pictures = {row: tuple(self.columns[name][row] for name in _PICTURE) for row in same}
+            pictures = {
+                row: (*(self.columns[name][row] for name in _PICTURE), *(self.columns["refers_to"][row] or ()))
+                for row in same
+            }
             for alike in groups(same, pictures):
                 for copies in groups(alike, owner):
                     self._copies(copies)
