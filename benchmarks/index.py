@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from claims import arguments, claim, claim_ratio, cores, interleaved, ratios, tell, versions
 
-HEADERS, QUICK_HEADERS = 10_000, 2_000
+HEADERS, QUICK_HEADERS = 10_000, 6_000
 IMAGES, QUICK_IMAGES = 12, 4
 SIDE = 2048
 ARCHIVE = 100_000
@@ -120,7 +120,7 @@ def index(root: Path, out: Path, **options: Any) -> int:
 def headers(folder: Path, count: int) -> None:
     import pydicom
 
-    root = archive(folder / "headers", count, side=16)
+    root = copies(archive(folder / "few headers", 500, side=16), folder / "headers", count)
     files = sorted(root.rglob("*.dcm"))
 
     def loop() -> None:
@@ -220,6 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "id.key").write_bytes(KEY)
+        (folder / "id.key").chmod(0o600)
         os.environ["HILUM_ID_KEY"] = str(folder / "id.key")
         headers(folder, QUICK_HEADERS if options.quick else HEADERS)
         images(folder, QUICK_IMAGES if options.quick else IMAGES)

@@ -109,6 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root, key = Path(name) / "archive", Path(name) / "id.key"
         key.write_bytes(bytes(32))
+        key.chmod(0o600)
         folders = [root / str(number + 1) for number in range(series)]
         for number, folder in enumerate(folders):
             folder.mkdir(parents=True)

@@ -24,7 +24,7 @@ from fake.hostile_intake import HostileIntake
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Limits
 from hilum.data import archives, ledger, listing
-from hilum.data.identity import Merges
+from hilum.data.identity import IdentityKey, Merges
 from hilum.data.journal import Journal
 from hilum.data.ledger import STATE
 from hilum.data.pool import Pool
@@ -366,3 +366,28 @@ def _alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_key_that_others_may_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "id.key"
+    file.write_bytes(bytes(32))
+    for mode, told in ((0o600, 0), (0o640, 1)):
+        file.chmod(mode)
+        caplog.clear()
+        assert IdentityKey.load(file) == IdentityKey(bytes(32))
+        assert len(caplog.records) == told and all("chmod 600" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(HilumError) as told:
+        ledger.write_json({}, tmp_path / "a.json")
+    assert told.value.where == str(tmp_path)
+
+
+def test_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(HilumError, match=r"cannot write a\.json") as told:
+        ledger.write_json({}, tmp_path / "file" / "a.json")
+    assert told.value.where == str(tmp_path / "file")

@@ -18,6 +18,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from hilum.core.types import IndexRow, Limits
+from hilum.data.ledger import Rejected
+
 ROOT = "1.2.826.0.1.3680043.8.498."
 
 
@@ -137,3 +140,21 @@ def with_syntax(path: Path, syntax: str) -> Path:
 def own(name: str) -> Path:
     """A file that pydicom carries."""
     return Path(str(get_testdata_file(name, download=False)))
+
+
+def row(path: Path, *, headers_only: bool = False) -> IndexRow:
+    """What the intake says of a file."""
+    from hilum.medical.dicom.intake import DicomIntake
+
+    intake = DicomIntake()
+    return (intake.read_header if headers_only else intake.read)(path, Limits())[0]
+
+
+def quarantined(path: Path, *, headers_only: bool = False) -> tuple[str, str]:
+    """Reason and message of a file that must be refused."""
+    try:
+        found = row(path, headers_only=headers_only)
+    except Rejected as error:
+        return error.reason, error.what
+    assert found.status == "quarantined"
+    return found.reason, found.message

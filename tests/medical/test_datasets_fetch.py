@@ -112,6 +112,41 @@ def test_an_open_set_is_downloaded_checked_and_unpacked(
         fetching.fetch(name, out=out, only="other")
 
 
+@pytest.mark.parametrize(
+    ("more", "where", "fix"),
+    [
+        (["--out", "{at}/file"], "{at}/file", "another --out"),
+        (["--out", "{at}/file/out"], "{at}/file/out", "another --out"),
+        (["--out", "{at}/taken"], "{at}/taken", "another --out"),
+        (["--out", "{at}/out", "--only", "Task99"], "--only", "a part of: set.zip, table.csv"),
+    ],
+)
+def test_wrong_use_is_told_with_its_place_and_a_way_out(
+    served: tuple[Path, str],
+    small: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    where: str,
+    fix: str,
+) -> None:
+    folder, address = served
+    (folder / "set.zip").write_bytes(zipped({"a": b"1"}))
+    (folder / "table.csv").write_bytes(b"a,b\n")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken" / "set.zip.part").mkdir(parents=True)
+    name = small(Download(f"{address}/set.zip"), Download(f"{address}/table.csv"))
+    assert main(["fetch", name, *(word.format(at=tmp_path) for word in more)]) == 1
+    told = capsys.readouterr()
+    assert where.format(at=tmp_path) in told.err and fix in told.err and "network" not in told.err
+    assert "1. Look." in told.out and not list(tmp_path.glob("*/a"))
+
+
+def test_a_name_that_is_none_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "chexpertt"]) == 1
+    assert "chexpert" in capsys.readouterr().err
+
+
 def test_a_wrong_checksum_leaves_nothing(served: tuple[Path, str], small: Callable[..., str], tmp_path: Path) -> None:
     folder, address = served
     (folder / "set.zip").write_bytes(zipped({"a": b"1"}))

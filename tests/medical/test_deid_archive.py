@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake.deid import KEY, OVERLAY, copies, run, stored_digest, table, the_copy
@@ -82,8 +85,6 @@ def test_another_tool_leaves_what_this_one_takes(tmp_path: Path) -> None:
 
 
 def test_hostile_files_cost_one_line_each(tmp_path: Path) -> None:
-    import os
-
     root, out = tmp_path / "in", tmp_path / "out"
     write(root / "good.dcm", phantom())
     write(root / "bomb.dcm", phantom(), instance=2, Rows=65535, Columns=65535, NumberOfFrames=1000)
@@ -123,6 +124,118 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report["codes"][1][0] == "113107" and report["actions"]["PatientName"] == {"pseudonym": 1}
     assert main([*command, "--retain", "date-shifted"]) == 1
     assert "dates-shifted" in capsys.readouterr().err
+
+
+LIST = "creator,group,element\nSIEMENS MR HEADER,0018,0C\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "fix"),
+    [
+        (["{at}/none", "{at}/o"], "{at}/none", "the folder that holds the files"),
+        (["{at}/in/a.dcm", "{at}/o"], "{at}/in/a.dcm", "the folder that holds the files"),
+        (["{at}/empty", "{at}/o"], "{at}/empty", "check the path"),
+        (["{at}/in", "{at}/in/o"], "{at}/in/o", "a folder elsewhere"),
+        (["{at}/in", "{at}/file"], "{at}/file", "a new folder"),
+        (["{at}/in", "{at}/full"], "{at}/full", "a new folder"),
+        (["{at}/in", "{at}/broken"], "{at}/broken", "a new folder"),
+        (["{at}/in", "{at}/o", "--report", "{at}/file/r.json"], "{at}/file", "name"),
+        (["{at}/in", "{at}/o", "--report", "{at}/in/r.json"], "--report", "elsewhere"),
+        (["{at}/in", "{at}/o", "--report", "{at}/r.csv"], "--report", "r.json"),
+        (["{at}/in", "{at}/o", "--report", "{at}/full"], "--report", "full.json"),
+        (["{at}/in", "{at}/o", "--report", "{at}/list.json"], "--report", "another name"),
+        (["{at}/in", "{at}/o", "--retain", "date-shifted"], "--retain", "dates-shifted"),
+        (["{at}/in", "{at}/o", "--retain", "dates,dates-shifted"], "--retain", "one of the two"),
+        (["{at}/in", "{at}/o", "--keep", "ManufacturerModelNam"], "--keep", "'ManufacturerModelName'"),
+        (["{at}/in", "{at}/o", "--keep", "PatientName"], "--keep", "--retain"),
+        (["{at}/in", "{at}/o", "--keep-private", "{at}/none.csv"], "--keep-private", "creator,group,element"),
+        (["{at}/in", "{at}/o", "--keep-private", "{at}/in"], "--keep-private", "creator,group,element"),
+        (["{at}/in", "{at}/o", "--keep-private", "{at}/file"], "--keep-private", "creator,group,element"),
+        (["{at}/in", "{at}/o", "--keep-private", "{at}/list.csv"], "--keep-private", "creator,group,element"),
+        (["{at}/in", "{at}/o", "--keep-private", "{at}/binary"], "UTF-8", "creator,group,element"),
+        (["{at}/in", "{at}/o", "--workers", "-1"], "--workers", "--workers 2"),
+        (["{at}/in", "{at}/o", "--id-key", "{at}/none"], "--id-key", "urandom"),
+        (["{at}/in", "{at}/o", "--id-key", "{at}/file"], "--id-key", "urandom"),
+    ],
+)
+def test_wrong_use_is_told_with_its_place_and_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], where: str, fix: str
+) -> None:
+    from hilum.core.cli import main
+
+    image = write(tmp_path / "in" / "a.dcm", phantom()).read_bytes()
+    for name, content in {
+        "file": b"creator\n",
+        "list.csv": LIST.encode(),
+        "binary": b"\xff\xfe",
+        "full/x": b"",
+        "broken.private/settings.json": b'{"method": ',
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    assert main(["deid", "--workers", "0", *(word.format(at=tmp_path) for word in words)]) == 1
+    told = capsys.readouterr().err
+    assert where.format(at=tmp_path) in told and fix in told and "fix:" in told
+    assert "Traceback" not in told and "Doe" not in told
+    assert not list(tmp_path.rglob("*.dcm"))[1:] and (tmp_path / "in" / "a.dcm").read_bytes() == image
+    assert (tmp_path / "file").read_bytes() == b"creator\n"
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / "a.dcm", phantom())
+    shut = tmp_path / "reports"
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != shut)
+    with pytest.raises(HilumError, match="cannot be written: Permission denied") as told:
+        run(tmp_path / "in", tmp_path / "o", report=shut / "r.json")
+    assert told.value.where == str(shut) and not copies(tmp_path / "o")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_which_then_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    from hilum.core.cli import main
+    from hilum.medical.deid.archive import Journal
+
+    for n in range(4):
+        write(tmp_path / "in" / f"{n}.dcm", phantom(n), instance=n + 1)
+    add = Journal.add
+
+    def stopped(self: Journal, *what: Any) -> None:
+        add(self, *what)
+        if len(self.lines) == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Journal, "add", stopped)
+    command = ["deid", str(tmp_path / "in"), str(tmp_path / "o"), "--workers", "0"]
+    assert main(command) == 128 + number
+    assert "goes on where this one stopped" in capsys.readouterr().err
+    before = {p: p.stat().st_mtime_ns for p in copies(tmp_path / "o")}
+    monkeypatch.setattr(Journal, "add", add)
+    assert main(command) == 0 and "found 4: 4 written" in capsys.readouterr().out
+    assert sum(p.stat().st_mtime_ns == t for p, t in before.items()) >= 2  # not done again
+    assert set(before) <= set(copies(tmp_path / "o")) and len(copies(tmp_path / "o")) == 4
+
+
+def test_the_command_says_why_files_were_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hilum.core.cli import main
+
+    write(tmp_path / "in" / "a.dcm", phantom())
+    for n in (1, 2):
+        write(tmp_path / "in" / f"yes{n}.dcm", phantom(n), instance=n + 1, BurnedInAnnotation="YES")
+    (tmp_path / "in" / "note.txt").write_text("Jane")
+    command = ["deid", str(tmp_path / "in"), str(tmp_path / "o"), "--workers", "0"]
+    assert main([*command, "--report", str(tmp_path / "new" / "r.json")]) == 3  # its folder is made
+    told = capsys.readouterr().out
+    assert "found 4: 1 written, 2 held, 1 refused, 0 failed\n       2  burned_in_text\n       1  not_dicom\n" in told
+    assert (tmp_path / "new" / "r.csv").is_file()
+    assert main([*command, "--retain", "uids", "--burned-in", "flag"]) == 1
+    told = capsys.readouterr().err
+    assert "other settings (retain, burned_in)" in told and str(tmp_path / "o") in told
+    assert "OUT.private/settings.json" in told
 
 
 FILES = """CT_small MR_small MR_small_RLE MR_small_bigendian MR_small_jpeg_ls_lossless MR_small_jp2klossless JPGExtended

@@ -145,6 +145,44 @@ def test_dates_shift_by_whole_days_of_the_patient(tmp_path: Path) -> None:
     assert [c.CodeValue for c in other.DeidentificationMethodCodeSequence] == ["113100", "113107"]
 
 
+@pytest.mark.parametrize("nobody", ["", "ANONYMOUS", "000000", "UNKNOWN", None])
+def test_who_is_not_known_before_is_not_known_afterwards(tmp_path: Path, nobody: str | None) -> None:
+    """A pseudonym for an absent PatientID would make one known patient of a study, which splits then rely on."""
+    from hilum.data.study import Study
+    from hilum.verbs.intake import index
+
+    root, out, key = tmp_path / "in", tmp_path / "out", tmp_path / "key"
+    key.write_bytes(KEY.secret)
+    for study, instance in ((1, 1), (1, 2), (2, 1)):
+        about = {"StudyDate": "20200229", "StudyTime": "101500"}
+        write(root / f"{study}{instance}.dcm", phantom(), study=study, instance=instance, patient=nobody, **about)
+    write(root / "known.dcm", phantom(9), study=3, patient="AB-0007", StudyDate="20200229")
+    result = run(root, out, retain=("dates-shifted",))
+    assert result.counts["written"] == 4, result.reasons
+    files = [dcmread(p) for p in copies(out)]
+    unknown = [f for f in files if f.get("PatientID") != KEY.group(None, "AB-0007")[:16].upper()]
+    assert len(unknown) == 3 and not any(f.get("PatientID") for f in unknown)
+    days = {str(f.StudyInstanceUID): set[str]() for f in unknown}
+    for file in unknown:
+        assert file.StudyDate < "20200229" and file.StudyTime == "101500"
+        days[str(file.StudyInstanceUID)].add(file.StudyDate)
+    assert sorted(len(dates) for dates in days.values()) == [1, 1] and len(set.union(*days.values())) == 2
+    assert len({f.SOPInstanceUID for f in files}) == 4 and len({str(f.PatientName) for f in unknown}) == 2
+    for folder, name in ((root, "before"), (out, "after")):
+        index(folder, out=tmp_path / name, id_key=key, workers=1)
+        rows = Study(tmp_path / name).index.to_pylist()
+        assert sorted(r["group_known"] for r in rows) == [False, False, False, True], name
+        assert len({r["group_id"] for r in rows}) == len({r["study_id"] for r in rows}) == 3, name
+
+
+def test_files_of_no_study_and_no_patient_stay_apart(tmp_path: Path) -> None:
+    for n in (1, 2):
+        write(tmp_path / "in" / f"{n}.dcm", phantom(n), instance=n, patient=None, StudyInstanceUID=None)
+    run(tmp_path / "in", tmp_path / "out")
+    names = [str(dcmread(p).PatientName) for p in copies(tmp_path / "out")]
+    assert len(set(names)) == 2 and len(list((tmp_path / "out").iterdir())) == 2
+
+
 def test_options_keep_what_they_name_and_say_so(tmp_path: Path) -> None:
     root = tmp_path / "in"
     about = {

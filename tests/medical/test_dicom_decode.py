@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
 
-from hilum.core.errors import HilumError
-from hilum.core.types import Limits, Pixels, Window
+from hilum.core.types import Limits, Pixels
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.decode import decode
 from hilum.medical.dicom.intake import DicomIntake
@@ -206,25 +205,6 @@ def test_window_of_width_one_is_a_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(display(decode(file))[0], [[0, 0], [1, 1]])
     float32 = np.float32(4000) - np.float32(decode(file).window.lo)  # type: ignore[union-attr]
     assert float32 / np.float32(decode(file).window.hi - decode(file).window.lo) >= 1  # type: ignore[union-attr]
-
-
-def test_windows_are_chosen_by_index_and_explanation(tmp_path: Path) -> None:
-    options = {
-        "WindowCenter": [40, 400],
-        "WindowWidth": [80, 2000],
-        "WindowCenterWidthExplanation": ["BRAIN", "Doe Jane"],
-    }
-    file = write(tmp_path / "a.dcm", phantom(), **options)
-    assert decode(file).window == Window(-0.0, 79.0, source="window 0 (BRAIN)")
-    second = decode(file, voi=1).window
-    assert second == decode(file, voi="1").window and second is not None
-    assert (second.lo, second.hi, second.source) == (-600.0, 1399.0, "window 1")  # free text is not repeated
-    assert decode(file, voi="brain").window == decode(file).window
-    with pytest.raises(HilumError, match="2 windows"):
-        decode(file, voi=2)
-    with pytest.raises(HilumError, match="no window named"):
-        decode(file, voi="DOE")
-    assert decode(file, voi="none").window.source == "range p0.5-p99.5"  # type: ignore[union-attr]
 
 
 def test_missing_window_is_the_percentile_range_without_padding(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pytest
 from fake.dicom import phantom, write
@@ -17,7 +18,6 @@ from hilum.core.types import Pixels
 from hilum.medical.dicom.decode import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-highdicom = pytest.importorskip("highdicom")
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
 
 
@@ -82,7 +82,9 @@ def test_public_enhanced_ct_equals_highdicoms() -> None:
     "name", ["CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPGExtended.dcm"]
 )
 def test_values_equal_simpleitks(name: str) -> None:
-    sitk = pytest.importorskip("SimpleITK")
+    sitk = pytest.importorskip(
+        "SimpleITK", reason="SimpleITK is not installed: it is the other reader that values are compared with"
+    )
     path = str(get_testdata_file(name, download=False))
     sitk.ProcessObject.GlobalWarningDisplayOff()
     expected = sitk.GetArrayFromImage(sitk.ReadImage(path)).astype(float)

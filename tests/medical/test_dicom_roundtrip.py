@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hilum.core.types import Limits
 from hilum.medical.dicom.decode import decode
 from hilum.medical.dicom.intake import DicomIntake
+from hilum.medical.dicom.stored import Stored
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "deflated")
@@ -124,8 +125,13 @@ def test_any_header_over_any_pixels_round_trips(tmp_path: Path, about: dict[str,
         )
 
 
-def test_bytes_in_big_endian_words(tmp_path: Path) -> None:
-    """8-bit pixels as OW in the big-endian syntax: pairs are exchanged, and an odd frame begins within one."""
+def test_bytes_in_big_endian_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8-bit pixels as OW in the big-endian syntax: pairs are exchanged, and an odd frame begins within one.
+
+    Only the pairs of the frames that are asked for are read.
+    """
+    sizes, read = [], Stored._read
+    monkeypatch.setattr(Stored, "_read", lambda self, a, b: sizes.append(b - a) or read(self, a, b))
     truth = np.random.default_rng(0).integers(0, 256, (3, 3, 5), np.uint8)
     plain = truth.tobytes() + b"\0"
     swapped = np.frombuffer(plain, ">u2").astype("<u2").tobytes()
@@ -134,4 +140,7 @@ def test_bytes_in_big_endian_words(tmp_path: Path) -> None:
     data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert (tmp_path / "a.dcm").read_bytes().endswith(swapped)
     np.testing.assert_array_equal(decode(tmp_path / "a.dcm").stored, truth)
+    sizes.clear()
+    np.testing.assert_array_equal(decode(tmp_path / "a.dcm", frames=range(1, 2)).stored, truth[1:2])
+    assert set(sizes) == {16}  # bytes 14 to 29, of which 15 to 29 are the frame
     np.testing.assert_array_equal(decode(tmp_path / "a.dcm", frames=range(1, 3)).stored, truth[1:])

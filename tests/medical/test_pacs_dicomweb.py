@@ -196,6 +196,40 @@ def test_the_token_is_sent_and_its_absence_told_once(tmp_path: Path, monkeypatch
         assert pull(server.url, tmp_path / "in", study=uid(1), **QUICK).received == 1
 
 
+def test_files_of_another_patient_than_was_asked_for_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The archive's answers say PAT-1 of everything, as one does that repeats the question; its files know better."""
+    with web_server() as server:
+        held = fill(server)
+        blank = content(study=3, instance=1, patient=" pat-1")
+        held[server.store.add(blank)] = blank
+        for about in server.store.about.values():
+            about["PatientID"] = "PAT-1"
+        assert main(["pull", server.url, str(tmp_path / "in"), "--patient", "PAT-1", "--retries", "0"]) == 3
+        told = capsys.readouterr().out
+        assert "found 13 = received 7 + skipped 0 + failed 6" in told and "6  wrong_instance:PatientID" in told
+        assert files_of(tmp_path / "in") == {u: b for u, b in held.items() if not u.startswith(uid(2) + ".")}
+        wrong = [r for r in ledger(tmp_path / "in") if r["status"] == "failed"]
+        assert {r["study_instance_uid"] for r in wrong} == {uid(2)} and len(wrong) == 6
+        assert not list((tmp_path / "in" / "private").glob("incoming*"))
+        for about in server.store.about.values():
+            about["AccessionNumber"] = "ACC2"
+        other = pull(server.url, tmp_path / "other", accession="ACC2", **QUICK)
+        assert (other.received, dict(other.reasons)) == (6, {"wrong_instance:AccessionNumber": 7})
+        asked = pull(server.url, tmp_path / "in", study=uid(2), **QUICK)  # by UID they are what was asked for
+        assert (asked.received, asked.failed) == (6, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "fix"), [(404, "base of the service"), (400, "base of the service"), (503, "the network")]
+)
+def test_a_query_without_an_answer_says_what_to_check(tmp_path: Path, status: int, fix: str) -> None:
+    with web_server(Habits(fails={"studies": [status] * 9})) as server, pytest.raises(HilumError) as told:
+        pull(server.url, tmp_path / "in", study=uid(1), **QUICK)
+    assert told.value.where == "SOURCE" and fix in told.value.fix and server.url not in str(told.value)
+
+
 def test_redirects_silence_and_a_closed_port_end_the_pull(tmp_path: Path) -> None:
     with web_server() as server:
         fill(server, 1)
@@ -262,6 +296,16 @@ def test_an_archive_that_answers_200_and_stores_nothing_is_found_out(tmp_path: P
         result = push([tmp_path / "deid"], server.url, out=tmp_path / "log", **QUICK)
     assert (result.verified, result.failed, dict(result.reasons), result.exit_code) == (0, 3, {"not_stored": 3}, 3)
     assert sorted(Path(r["path"]).name for r in ledger(tmp_path / "log")) == ["0.dcm", "1.dcm", "2.dcm"]
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_an_address_that_takes_nothing_is_told_once(tmp_path: Path, status: int) -> None:
+    archive_to_send(tmp_path / "deid")
+    with web_server(Habits(fails={"studies$": [status] * 99})) as server:
+        with pytest.raises(HilumError, match="nothing takes images") as told:
+            push([tmp_path / "deid"], server.url, out=tmp_path / "log", **QUICK)
+        assert sum(r[0] == "POST" for r in server.requests) == 1
+    assert told.value.where == "DEST" and "base of a service" in told.value.fix
 
 
 def test_what_an_archive_alters_is_named_by_keyword(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,16 @@ def test_a_refused_association_is_told_with_its_cause(tmp_path: Path, change: tu
         pull(held.url.replace(*change), tmp_path / "in", study=uid(1), **QUICK)
 
 
+def test_files_of_another_patient_than_was_asked_for_are_refused(tmp_path: Path) -> None:
+    with node() as held:
+        fill(held)
+        for about in held.store.about.values():
+            about["PatientID"] = "PAT-9"
+        result = pull(held.url, tmp_path / "in", patient="PAT-9", **QUICK)
+    assert (result.found, result.received, result.failed) == (6, 0, 6) and not list((tmp_path / "in").rglob("*.dcm"))
+    assert set(result.reasons) == {"wrong_instance:PatientID"} and result.exit_code == 3
+
+
 def test_silence_ends_in_a_timeout(tmp_path: Path) -> None:
     with node() as held:
         fill(held)

@@ -11,22 +11,16 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from fake.dicom import dataset, item, own, phantom, with_syntax, write
+from fake.dicom import dataset, item, own, phantom, row, with_syntax, write
 from pydicom.sequence import Sequence
 from pydicom.uid import ParametricMapStorage, SegmentationStorage
 
 from hilum.core.errors import HilumError
-from hilum.core.types import IndexRow, Limits
+from hilum.core.types import Limits
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.decode import decode
-from hilum.medical.dicom.intake import DicomIntake
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def row(path: Path, *, headers_only: bool = False) -> IndexRow:
-    intake = DicomIntake()
-    return (intake.read_header if headers_only else intake.read)(path, Limits())[0]
 
 
 # -- multi-frame --------------------------------------------------------------------------------------------------------

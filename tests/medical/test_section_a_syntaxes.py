@@ -12,33 +12,17 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from fake.dicom import fragmented, item, own, phantom, table, write
+from fake.dicom import fragmented, item, own, phantom, quarantined, row, table, write
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
 
 from hilum.core.errors import HilumError
-from hilum.core.types import IndexRow, Limits
-from hilum.data.ledger import Rejected
+from hilum.core.types import Window
 from hilum.medical.dicom import codecs
 from hilum.medical.dicom.decode import decode
-from hilum.medical.dicom.intake import DicomIntake
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CT = "1.2.840.10008.5.1.4.1.1.2"
-
-
-def row(path: Path, *, headers_only: bool = False) -> IndexRow:
-    intake = DicomIntake()
-    return (intake.read_header if headers_only else intake.read)(path, Limits())[0]
-
-
-def quarantined(path: Path, *, headers_only: bool = False) -> tuple[str, str]:
-    try:
-        found = row(path, headers_only=headers_only)
-    except Rejected as error:
-        return error.reason, error.what
-    assert found.status == "quarantined"
-    return found.reason, found.message
 
 
 # -- transfer syntaxes, codec choice ------------------------------------------------------------------------------------
@@ -239,3 +223,22 @@ def test_voi_lut_sequence_or_window_is_recorded(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(by_table.window.table)[phantom()], curve[phantom()] / 4095)
     about = row(file)
     assert about.columns["window"] == "voi lut 0" and about.columns["voi_lut"].startswith("lut ")
+
+
+def test_voi_windows_are_chosen_by_index_and_explanation(tmp_path: Path) -> None:
+    options = {
+        "WindowCenter": [40, 400],
+        "WindowWidth": [80, 2000],
+        "WindowCenterWidthExplanation": ["BRAIN", "Doe Jane"],
+    }
+    file = write(tmp_path / "a.dcm", phantom(), **options)
+    assert decode(file).window == Window(-0.0, 79.0, source="window 0 (BRAIN)")
+    second = decode(file, voi=1).window
+    assert second == decode(file, voi="1").window and second is not None
+    assert (second.lo, second.hi, second.source) == (-600.0, 1399.0, "window 1")  # free text is not repeated
+    assert decode(file, voi="brain").window == decode(file).window
+    with pytest.raises(HilumError, match="2 windows"):
+        decode(file, voi=2)
+    with pytest.raises(HilumError, match="no window named"):
+        decode(file, voi="DOE")
+    assert decode(file, voi="none").window.source == "range p0.5-p99.5"  # type: ignore[union-attr]

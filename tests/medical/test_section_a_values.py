@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from fake.dicom import dataset, fragmented, item, own, phantom, table, write
+from fake.dicom import dataset, fragmented, item, own, phantom, quarantined, row, table, write
 from numpy.typing import NDArray
 from pydicom.sequence import Sequence
 
-from hilum.core.types import IndexRow, Limits, Pixels
-from hilum.data.ledger import Rejected
+from hilum.core.types import Limits, Pixels
 from hilum.medical.dicom.decode import decode, open_image
 from hilum.medical.dicom.header import read_header
-from hilum.medical.dicom.intake import DicomIntake
 from hilum.medical.dicom.real_world import philips_scale, real_world_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
-
-
-def row(path: Path, *, headers_only: bool = False) -> IndexRow:
-    intake = DicomIntake()
-    return (intake.read_header if headers_only else intake.read)(path, Limits())[0]
-
-
-def quarantined(path: Path, *, headers_only: bool = False) -> tuple[str, str]:
-    try:
-        found = row(path, headers_only=headers_only)
-    except Rejected as error:
-        return error.reason, error.what
-    assert found.status == "quarantined"
-    return found.reason, found.message
 
 
 def values(pixels: Pixels) -> NDArray[np.float64]:
@@ -226,6 +211,41 @@ def test_palette_in_segments(tmp_path: Path) -> None:
     found = decode(write(tmp_path / "a.dcm", stored, photometric="PALETTE COLOR", **options)).stored[0]
     np.testing.assert_array_equal(found[..., 0].ravel(), [7, 20, 40, 60, 80, 100])
     np.testing.assert_array_equal(found[..., 0], found[..., 2])
+
+
+def test_palette_in_segments_that_copy_earlier_ones(tmp_path: Path) -> None:
+    """Where a copy starts is stated in bytes (PS3.3 C.7.9.2.3): 8 is the fifth 16-bit word, the ramp."""
+    words = [0, 2, 7, 20, 1, 4, 100, 0, 1, 10, 2, 1, 8, 0]  # 7 20, 40 60 80 100, 10, and the ramp again: from 10 to 100
+    expected = [7, 20, 40, 60, 80, 100, 10, 32, 55, 78, 100]
+    octets = [0, 2, 7, 20, 1, 4, 100, 0, 1, 10, 2, 1, 4, 0, 0, 0]
+    for bits, data in ((16, np.array(words, "<u2").tobytes()), (8, bytes(octets))):
+        options = {
+            f"{start}{name}PaletteColorLookupTable{part}": value
+            for name in ("Red", "Green", "Blue")
+            for start, part, value in (("", "Descriptor", [11, 0, bits]), ("Segmented", "Data", data))
+        }
+        stored = np.arange(11, dtype=np.uint8).reshape(1, 11)
+        found = decode(write(tmp_path / "a.dcm", stored, photometric="PALETTE COLOR", **options)).stored[0]
+        np.testing.assert_array_equal(found[0, :, 1], expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[0, 1, 5, *[1, 65535, 9, 2, 65535, 0, 0] * 4000], [0, 1, 5, *[2, 65535, 0, 0] * 9000], [1, 4, 9], [7, 1, 2]],
+)
+def test_palette_bombs_in_segments_end_at_once(tmp_path: Path, words: list[int]) -> None:
+    """Ramps and copies of copies could make 10^9 entries; a table has at most 65536, and ends where it is full."""
+    data = np.array(words, "<u2").tobytes()
+    options = {
+        f"{start}{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for start, part, value in (("", "Descriptor", [0, 0, 16]), ("Segmented", "Data", data))
+    }
+    file = write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), photometric="PALETTE COLOR", **options)
+    started = time.monotonic()
+    about = row(file)
+    assert time.monotonic() - started < 2
+    assert about.status == "indexed" if len(words) == 28003 else about.reason == "inconsistent_attributes"
 
 
 # -- overlays, padding --------------------------------------------------------------------------------------------------

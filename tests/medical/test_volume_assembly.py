@@ -368,3 +368,17 @@ def test_a_slice_that_was_set_aside_leaves_its_volume_open(tmp_path: Path) -> No
             open_volume(study, row["volume_id"])
         assert "allow_gaps" in caught.value.fix
         assert open_volume(study, row["volume_id"], options=["allow_gaps"]).shape[0] == 5
+
+
+def test_frames_of_reference_part_a_series(tmp_path: Path) -> None:
+    """Positions of different origins make no grid; slices that do not say theirs go with the only one there is."""
+    other = "1.2.826.0.1.3680043.8.498.10"
+    torn = headers(slices(tmp_path / "torn", places(), own=lambda k: {"FrameOfReferenceUID": other} if k > 2 else {}))
+    found = assemble(torn)
+    assert [(r["frames"], r["usable"], r["problems"]) for r in found] == [(3, True, ["mixed_frame_of_reference:2"])] * 2
+    assert {r["split_key"] for r in found} == {"frame_of_reference=1", "frame_of_reference=2"}
+    assert len({s for r in found for s in r["sample_ids"]}) == 6
+    some = headers(slices(tmp_path / "some", places(), own=lambda k: {"FrameOfReferenceUID": None} if k > 2 else {}))
+    (one,) = assemble(some)
+    assert (one["frames"], one["usable"], one["problems"], one["split_key"]) == (6, True, [], "")
+    assert other not in str(torn)

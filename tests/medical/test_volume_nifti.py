@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from fake.volumes import AXIAL, enhanced, oblique, places, plane, slices
+from fake.volumes import AXIAL, oblique, places, slices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from hilum.data.isolation import read_file
 from hilum.data.study import Study
 from hilum.medical.nifti import NiftiIntake
 from hilum.medical.volumes.export import write_nifti
-from hilum.medical.volumes.verb import COLUMNS, volumes
+from hilum.medical.volumes.verb import volumes
 from hilum.medical.volumes.volume import Volume, open_volume, volumes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -204,7 +204,7 @@ def test_scaling_types_and_time(tmp_path: Path) -> None:
     nibabel.save(image, tmp_path / "a" / "t.nii.gz")
     study = study_of(tmp_path / "a")
     row = study.row(0)
-    assert (row["frames"], row["rows"], row["columns"], row["frames_axis"]) == (18, 7, 5, "time")
+    assert (row["frames"], row["rows"], row["columns"], row["frames_axis"]) == (18, 7, 5, "time,depth")
     assert row["min"] == data.min() * 0.5 - 10 and row["max"] == data.max() * 0.5 - 10
     (volume,) = volumes_of(study).to_pylist()
     assert not volume["usable"] and volume["problems"][0] == "four_d:temporal=3"
@@ -224,6 +224,35 @@ def test_scaling_types_and_time(tmp_path: Path) -> None:
     two = nibabel.Nifti2Image(array(), np.eye(4))
     nibabel.save(two, tmp_path / "two.nii")
     np.testing.assert_array_equal(NiftiIntake().open(tmp_path / "two.nii", {}).stored, array().T)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "problem"),
+    [
+        ((5, 7, 6, 1, 3), "component,depth", "four_d:component=3"),  # a displacement field
+        ((5, 7, 6, 2, 3), "component,time,depth", "four_d:temporal,component=6"),
+        ((5, 7, 6, 1, 2, 2), "component,depth", "four_d:component=4"),
+        ((5, 7, 1, 1, 3), "component", "four_d:component=3"),
+        ((5, 7, 6, 1, 1), "depth", ""),
+    ],
+)
+def test_vectors_are_no_time(tmp_path: Path, shape: tuple[int, ...], axis: str, problem: str) -> None:
+    """NIfTI-1: the fourth dimension is time, the fifth holds the values of a voxel."""
+    data = array(shape)
+    image = nibabel.Nifti1Image(data, np.diag([2.0, 3, 4, 1]))
+    image.header.set_intent("vector")
+    (tmp_path / "a").mkdir()
+    nibabel.save(image, tmp_path / "a" / "v.nii")
+    study = study_of(tmp_path / "a")
+    assert study.row(0)["frames_axis"] == axis
+    (volume,) = volumes_of(study).to_pylist()
+    assert volume["problems"] == ([problem] if problem else []) and volume["usable"] == (not problem)
+    options = ["split_4d"] if problem else None
+    assert volumes(study.path, out=tmp_path / "out", option=options).failed == 0
+    written = [nibabel.load(p).get_fdata() for p in (tmp_path / "out").glob("*.nii.gz")]
+    wanted = np.moveaxis(data.reshape(*data.shape[:3], -1, order="F"), -1, 0).astype(float)
+    assert len(written) == len(wanted)
+    assert all(any(np.array_equal(w, t) for t in written) for w in wanted)
 
 
 def test_not_a_number_counts_for_nothing(tmp_path: Path) -> None:
@@ -300,38 +329,3 @@ def test_compressed_faults_and_litter(tmp_path: Path) -> None:
     assert read(tmp_path / "bomb.nii.gz", inflate_ratio=20).reason == "resource_limit"
     (tmp_path / "text.gz").write_bytes(gzip.compress(b"hello" * 200))
     assert NiftiIntake().claims(tmp_path / "text.gz", (tmp_path / "text.gz").read_bytes()) == 0
-
-
-def test_the_verb_writes_what_is_usable_and_says_why_not(tmp_path: Path) -> None:
-    slices(tmp_path / "a", places())
-    slices(
-        tmp_path / "a",
-        [p for k, p in enumerate(places()) if k != 2],
-        series=2,
-        study=2,
-        patient="P2",
-        pixels=lambda k: plane(k) + 7,
-    )
-    enhanced(
-        tmp_path / "a" / "e.dcm", places(), lines=[(k + 1, 0) for k in range(6)], order=range(6), series=3, patient="P3"
-    )
-    study = study_of(tmp_path / "a")
-    found = volumes(study.path, out=tmp_path / "out")
-    assert (found.written, found.left_out, found.exit_code) == (2, 1, 0)
-    lines = [dict(zip(COLUMNS, line)) for line in found.lines]
-    (gap,) = (line for line in lines if line["status"] == "left_out")
-    assert gap["reason"] == "gap:1 missing, step 2.5 mm" and gap["file"] == ""
-    for line in lines:
-        if line["file"]:
-            image = nibabel.load(tmp_path / "out" / line["file"])
-            np.testing.assert_allclose(image.affine[:3, 3], [30, 40, 12.5], atol=1e-5)
-    assert (tmp_path / "out" / "volumes.csv").read_text().count("\n") == 4
-    more = volumes(study.path, out=tmp_path / "more", option=["allow_gaps"], volume=[gap["volume_id"]])
-    assert more.written == 1
-    first = (tmp_path / "more" / f"{gap['volume_id']}.nii.gz").read_bytes()
-    volumes(study.path, out=tmp_path / "more", option=["allow_gaps"], volume=[gap["volume_id"]])
-    assert (tmp_path / "more" / f"{gap['volume_id']}.nii.gz").read_bytes() == first  # no time stamp
-    assert nibabel.load(tmp_path / "more" / f"{gap['volume_id']}.nii.gz").shape == (5, 7, 6)
-    for wrong in ({"option": ["allow_gap"]}, {"volume": ["none"]}):
-        with pytest.raises(HilumError, match="no volume"):
-            volumes(study.path, out=tmp_path / "out", **wrong)

@@ -246,6 +246,7 @@ def test_a_dose_is_scaled_by_its_own_attribute(tmp_path: Path) -> None:
 
     where: dict[str, Any] = {"ImagePositionPatient": [-30.0, -40.0, 12.5], "ImageOrientationPatient": list(AXIAL)}
     about = {"Modality": "RTDOSE", "GridFrameOffsetVector": [0.0, 2.0, 4.0], "ViewPosition": None, **where}
+    about["sop_class"] = "1.2.840.10008.5.1.4.1.1.481.2"
     frames = np.stack([plane(k) for k in range(3)])
     (tmp_path / "a").mkdir()
     for n, own in enumerate(({"DoseGridScaling": "0.0005", "DoseUnits": "GY"}, {})):

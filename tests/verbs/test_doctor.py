@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from html.parser import HTMLParser
@@ -152,6 +156,7 @@ def test_the_page_stands_alone_and_tells_the_ledger(study: Study, archive: Path,
         assert words in seen.text, words
     assert "1 file: no codec reads its transfer syntax" in seen.text and "missing codec    1 files: no codec" in told
     assert "1 image of unknown ones" in seen.text
+    assert "and 3 that hold no image" in seen.text  # a report, a text, an empty file
 
 
 def test_the_page_and_the_terminal_name_no_file_and_no_person(study: Study, archive: Path, capsys: Any) -> None:
@@ -263,6 +268,59 @@ def test_why_tells_of_every_kind_of_file(study: Study, archive: Path) -> None:
     assert told(str(archive / "cut.dcm")) == cut == told("./cut.dcm") == told(rows["cut.dcm"]["sample_id"][:12])
     for lines in (cut, image, mine):
         assert "Doe" not in lines and "P8" not in lines and "ACC" not in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "fix"),
+    [
+        (["{at}/a.dcm"], "{at}/a.dcm", "doctor FOLDER --why FILE"),
+        (["{at}/a.dcm", "--why", "a.dcm"], "{at}/a.dcm", "doctor FOLDER --why FILE"),
+        (["{at}/files", "--workers", "-1"], "--workers", "--workers 2"),
+        (["{at}/none"], "{at}/none", "a study or an archive"),
+        (["{at}/files", "--out", "{at}/a.dcm/page.html"], "{at}/a.dcm", "--out"),
+        (["{at}/files", "--out", "{at}"], "{at}", "--out FILE.html"),
+        (["{at}/files", "--out", "{at}/a.dcm"], "{at}/a.dcm", "--out FILE.html"),
+        (["{at}/files", "--out", "{at}/files/page.html"], "{at}/files/page.html", "--out elsewhere"),
+        (["{at}/files", "--why", "b.dcm"], "b.dcm", "did you mean a.dcm?"),
+    ],
+)
+def test_wrong_use_is_told_with_its_place_and_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], where: str, fix: str
+) -> None:
+    write(tmp_path / "a.dcm", phantom())
+    write(tmp_path / "files" / "a.dcm", phantom())
+    assert main(["doctor", *(a.format(at=tmp_path) for a in arguments)]) == 1
+    told = capsys.readouterr().err
+    assert where.format(at=tmp_path) in told and fix in told and "Traceback" not in told
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.dcm", "a.dcm", "files"]
+    assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "files" / "a.dcm").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may read everything")
+def test_what_may_not_be_read_or_written_is_told_at_once(study: Study, tmp_path: Path) -> None:
+    """As the owner without the power to override permissions, which these tests may run with."""
+    shut, page = tmp_path / "shut", tmp_path / "full"
+    shut.mkdir(mode=0o000)
+    page.mkdir(mode=0o555)
+    private = study.path / "private"
+    code = (
+        "import sys; from hilum.core.cli import main\n"
+        f"codes = [main(['doctor', {str(shut)!r}]), main(['doctor', {str(study.path)!r}, '--out', {str(page / 'p.html')!r}])]\n"
+        f"codes += [main(['doctor', {str(study.path)!r}, '--why', 'cut.dcm'])]\n"
+        "sys.exit(codes != [1, 1, 1])"
+    )
+    private.chmod(0o000)
+    powers = "-dac_override,-dac_read_search"
+    plain = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if os.geteuid() == 0 else []
+    try:
+        done = subprocess.run([*plain, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    finally:
+        private.chmod(0o700)
+        shut.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    for words in ("the folder may not be read", "the page's folder cannot be written", "may not be read"):
+        assert words in done.stderr
+    assert done.stderr.count("where:") == done.stderr.count("fix:") == 3 and "Traceback" not in done.stderr
 
 
 def test_why_names_near_misses_and_nothing_else(study: Study, capsys: Any) -> None:

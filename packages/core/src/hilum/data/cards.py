@@ -103,7 +103,7 @@ def card_of(name: str) -> DatasetCard:
     full = [n for n in known if name in (n, n.rpartition("/")[2])]
     if len(full) != 1:
         near = nearest(name, [*known, *(n.rpartition("/")[2] for n in known)])
-        raise HilumError(f"there is no dataset named {name!r}", fix=near or "hilum list datasets")
+        raise HilumError(f"there is no dataset named {name!r}", where="the data set", fix=near or "hilum list datasets")
     return known[full[0]]
 
 

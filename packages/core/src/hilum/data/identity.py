@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hmac
 import io
+import logging
 import os
 import re
 import unicodedata
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hilum.core.errors import HilumError
+
+log = logging.getLogger(__name__)
 
 SIZE = 32  # bytes of a key
 Spelling = tuple[str, str]  # issuer, patient id
@@ -54,6 +57,8 @@ class IdentityKey:
             _make_key(file)
         try:
             content = file.read_bytes()
+            if file.stat().st_mode & 0o077:
+                log.warning("others may read the identity key, and undo its digests with it: chmod 600 %s", file)
         except OSError as error:
             raise HilumError(
                 f"the identity key cannot be read: {error.strerror}",

@@ -94,7 +94,7 @@ def index_archive(
     """
     root, out, limits = Path(root), Path(out), limits or Limits()
     if not root.is_dir():
-        raise HilumError("the archive is not a folder that can be read", where=str(root))
+        raise HilumError("the archive is not a folder that can be read", where=str(root), fix="give a folder")
     if os.path.realpath(root) == os.path.realpath(out):
         raise HilumError("the study would be written into the archive itself", where=str(out), fix="another --out")
     key, chosen = IdentityKey.load(id_key), _intakes(intakes)
@@ -107,7 +107,7 @@ def index_archive(
         join, group = "path", group or "patient_id"
     listing = Listing(walk(root, out, [*exclude, *getattr(dataset, "exclude", ())]))
     if not len(listing):
-        raise HilumError("the archive holds no files", where=str(root))
+        raise HilumError("the archive holds no files", where=str(root), fix="check the path, and what --exclude leaves")
     if intakes is None:
         _refuse_unread_dicom(root, listing, chosen)
     keyed = Keyed(key, _reader(headers_only, limits))

@@ -197,7 +197,7 @@ def check_matched(table: Table, joined: Joined, images: Sequence[bool], *, limit
     bare = sum(image and row is None for row, image in zip(joined.rows, images, strict=True))
     counts = {"rows": len(table), "rows_unmatched": len(lost), "files": sum(images), "files_unmatched": bare}
     others = ", ".join(j for j in JOINS if j != by)
-    fix = f"check the column {by!r} (join by {others}?), exclude files that need no label, or raise max_unmatched"
+    fix = f"check the column {by!r} (join by {others}?), exclude files that need no label, or raise --max-unmatched"
     if len(lost) > limit * len(table):
         raise HilumError(f"{len(lost)} of {len(table)} rows of {table.name} fit no file", where=row_list(lost), fix=fix)
     if bare > limit * max(sum(images), 1):

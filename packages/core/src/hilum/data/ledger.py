@@ -179,10 +179,11 @@ def path_bytes(text: str) -> bytes:
 @contextlib.contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """A file that takes its name only when it is complete and on disk; mode 0600 where it is private."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as out:
             yield out
             out.flush()
@@ -197,7 +198,8 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             f"cannot write {path.name}: {error.strerror}", where=str(path.parent), fix="free space, or another --out"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_table(table: pa.Table, path: Path, *, private: bool = False) -> None:

@@ -166,11 +166,10 @@ class Pool:
         )
         if len(worker.jobs) > size:
             return
-        room, batch = _ROOM - sum(weight for _, weight in worker.jobs.values()), list[bytes]()
+        room, batch = _ROOM - sum(weight for _, weight in worker.jobs.values()), list[tuple[int, Any]]()
         while len(batch) < size and self._left():
             number, job = self._pending[0] if self._pending else (self._next, self._jobs[self._next])
-            packed = pickle.dumps((number, job), pickle.HIGHEST_PROTOCOL)
-            weight = len(packed)
+            weight = len(pickle.dumps((number, job)))
             if weight > room and worker.jobs:
                 break
             if self._pending:
@@ -180,7 +179,7 @@ class Pool:
             if not worker.jobs:
                 worker.answered = time.monotonic()
             worker.jobs[number] = job, weight
-            batch.append(packed)
+            batch.append((number, job))
             room -= weight
         if batch:
             with contextlib.suppress(OSError):  # a dead worker is found when its answer is collected
@@ -270,7 +269,7 @@ def _serve(channel: Connection, pulse: Any, task: Task, limits: Limits) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         channel.send(None)  # ready
         while True:
-            _work(channel, task, [pickle.loads(packed) for packed in channel.recv()])
+            _work(channel, task, channel.recv())
 
 
 def _work(channel: Connection, task: Task, jobs: list[tuple[int, Any]]) -> None:

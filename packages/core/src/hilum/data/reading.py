@@ -78,10 +78,8 @@ class Reading:
     def __call__(self, job: Job) -> list[dict[str, Any]]:
         read = partial(read_file, intakes=self.intakes, limits=self.limits, headers_only=self.headers_only)
         members = partial(read_archive, limits=self.limits, read=read, scratch=self.scratch, lost=job.lost)
-        path = os.path.join(self.root, os.fsdecode(job.found.path))
-        rows = (
-            read(Path(path), archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
-        )
+        path = self.root / os.fsdecode(job.found.path)
+        rows = read(path, archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
         keyed = [self._keyed(job.found, row) for row in rows]
         if any(row["reason"] in INSTALLED for row in keyed):  # all rows of a file have one reader: they go together
             for row in keyed:
@@ -126,10 +124,10 @@ def installed(intakes: Sequence[Intake]) -> str:
     return hashlib.sha256(repr(known).encode()).hexdigest()[:8]
 
 
-def _is_file(path: str) -> bool:
+def _is_file(path: Path) -> bool:
     """Whether a path that was listed as a file still is one: a pipe in its place would never end."""
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
+        return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
 

@@ -134,6 +134,10 @@ VOLUMES: dict[str, Reason] = {
     "instance_order": Reason("is numbered in another order than it lies; ordered by position", _NOTHING),
     "mixed_size": Reason("comes of a series with slices of several sizes; taken apart", _NOTHING),
     "mixed_spacing": Reason("comes of a series with several pixel spacings; taken apart", _NOTHING),
+    "mixed_frame_of_reference": Reason(
+        "comes of a series with several frames of reference, whose positions have nothing in common; taken apart",
+        "find out whether its slices were given other frames of reference by mistake",
+    ),
     "mixed_orientation": Reason("comes of a series with several orientations; taken apart", _NOTHING),
     "affine_disagreement": Reason(
         "has two placements that differ (sform and qform); the sform was taken", "find out which one its maker meant"
@@ -175,7 +179,9 @@ COPIES: dict[str, Reason] = {
     "not_read_back": Reason("was stored and could not be read back for comparison", "try again: hilum push goes on"),
     "not_sent": Reason("was asked for and did not come", "try again: hilum pull goes on where it ended"),
     "not_found": Reason("is not there", "check the query; it may have been moved"),
-    "wrong_instance": Reason("came under another UID than was asked for", "ask the archive"),
+    "wrong_instance": Reason(
+        "is another instance, or of another patient or accession, than was asked for", "ask who runs the archive"
+    ),
     "invalid_uid": Reason("has a UID that is none", _REPAIR),
     "too_large": Reason("is larger than the limit", "raise the limit if it is genuine"),
     "truncated_answer": Reason("ended before it was complete", "try again"),

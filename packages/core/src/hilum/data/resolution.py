@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hilum.core.errors import HilumError
 from hilum.core.types import Intake
 from hilum.data import ledger
+from hilum.data.comparison import compared
 from hilum.data.findings import Labels, labels_of
 from hilum.data.identity import IdentityKey, Merges, Spelling, normalise, usable
 from hilum.data.labels import ABOUT, GROUPS, JOINS, STUDIES, Joined, check_matched, join, patient_digest
-from hilum.data.patients import unite
+from hilum.data.patients import united
 from hilum.data.reports import reports_of
+from hilum.data.revision import Lists, equals, revised, rewritten
+from hilum.data.series import series_of
 from hilum.data.tables import Table
 
-Columns = dict[str, list[Any]]  # one list a column: a hundred thousand rows as dictionaries take a gigabyte
-_CHANGED = (*ABOUT, "group_id", "group_known", "study_id", "has_report", "duplicate_of", "problems")
 _CORRECTED = ("role", "photometric", "inverted")  # by a published set's table, where the file itself cannot say
-_READ = ("sample_id", "status", "reason", "source", "instance", "patient", "spelling", "issued")
-_PICTURE = ("stored_sha256", "rows", "columns", "frames", "role", "std")
-# What an intake sees of the rows of one series: who, and where. Statistics and hashes are half of a row's cost.
-_PLACED = (
-    *("sample_id", "series_id", "study_id", "group_id", "group_known", "modality", "photometric", "problems"),
-    *("frames", "rows", "columns", "spacing_mm", "orientation", "positions", "frame_keys", "frames_axis"),
-)
-_BLOCK = 4096  # rows turned into dictionaries at a time
+_OWN = ("group_id", "group_known", "study_id", "patient", "spelling", "issued")
 
 
 @dataclass
@@ -62,30 +56,22 @@ def resolve(
     published: bool = False,
 ) -> Resolved:
     """The index of STATE rows. Order of rows decides nothing but which of several copies is the original.
-    For ``spellings`` and ``again`` see :func:`~hilum.data.patients.unite`."""
-    rows: Columns = {name: _values(state.column(name)) for name in (*_CHANGED, *_CORRECTED, *_READ, *_PICTURE)}
+    For ``spellings`` and ``again`` see :func:`~hilum.data.patients.united`."""
     done = Resolved(state, state)
     try:
         if labels is not None:
             joined = join(labels, state, key, by=by)
-            if published:
-                _trust(rows, labels, joined.rows)
-            _describe(rows, labels, joined.rows, key, group, spellings)
-            done.label_counts = _check(rows, labels, joined, limit=max_unmatched, by=by)
+            state = _described(state, labels, joined, key, group, spellings, published=published)
+            done.label_counts = _check(state, labels, joined, limit=max_unmatched, by=by)
             done.kinds = labels_of(labels, names=findings, leave=_left(group, published))
-            done.labels = _labels(rows, done.kinds, joined.rows)
+            done.labels = _labels(state, done.kinds, joined.rows)
         if reports is not None:
-            done.reports = _reports(rows, Table.read(reports), state, key, reports.parent)
+            done.reports, state = _reports(state, Table.read(reports), key, reports.parent)
     except HilumError as error:
         done.error = error
-    _note(rows, unite(rows, merges, key, spellings, again), "issuer_missing")
-    _compare(rows)
-    for name in (*_CHANGED, *_CORRECTED):
-        field = state.schema.field(name)
-        state = state.set_column(state.schema.get_field_index(name), field, pa.array(rows[name], field.type))
-    done.index = state.select(ledger.COLUMNS.names)
-    rows.clear()  # a kilobyte a row, and series need their own
-    done.series = pa.Table.from_pylist(list(_series(done.index, intakes, volume_options)), schema=ledger.SERIES)
+    state = revised(state, united(state, merges, key, spellings, again))
+    done.index = revised(state, compared(state)).select(ledger.COLUMNS.names)
+    done.series = series_of(done.index, intakes, volume_options)
     return done
 
 
@@ -94,7 +80,30 @@ def _left(group: str | None, published: bool) -> tuple[str, ...]:
     return (*(() if group is None else (group,)), *(_CORRECTED if published else ()))
 
 
-def _trust(rows: Columns, table: Table, matched: Sequence[int | None]) -> None:
+def _described(
+    state: pa.Table,
+    table: Table,
+    joined: Joined,
+    key: IdentityKey,
+    group: str | None,
+    spellings: dict[str, Spelling],
+    *,
+    published: bool,
+) -> pa.Table:
+    """Rows of STATE with what the table knows better, or alone."""
+    written = (*ABOUT, *_OWN, *(_CORRECTED if published else ()))
+    read = dict.fromkeys((*written, *(("source",) if published else ()), "sample_id"))
+
+    def change(rows: Lists, start: int) -> None:
+        matched = joined.rows[start : start + len(rows["sample_id"])]
+        if published:
+            _trust(rows, table, matched)
+        _describe(rows, table, matched, key, group, spellings)
+
+    return rewritten(state, [*read], written, change)
+
+
+def _trust(rows: Lists, table: Table, matched: Sequence[int | None]) -> None:
     """What a published set's table decides: who is who (its headers name images as often as people), which files are
     masks, and the polarity of pictures whose file cannot say it."""
     for row, (study, sample) in enumerate(zip(rows["study_id"], rows["sample_id"], strict=True)):
@@ -111,22 +120,8 @@ def _trust(rows: Columns, table: Table, matched: Sequence[int | None]) -> None:
             rows["photometric"][row], rows["inverted"][row] = "MONOCHROME1", True
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """A column as a list in which equal texts are one object, and so are all empty lists: lists are replaced, never
-    changed."""
-    if pa.types.is_list(column.type):
-        nothing: list[Any] = []
-        return [value or nothing if value is not None else None for value in column.to_pylist()]
-    if not pa.types.is_string(column.type):
-        return list(column.to_pylist())
-    coded = column.combine_chunks().dictionary_encode()
-    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
-    texts = [*coded.dictionary.to_pylist(), None]
-    return [texts[at] for at in coded.indices.fill_null(-1).to_pylist()]
-
-
 def _describe(
-    rows: Columns,
+    rows: Lists,
     table: Table,
     matched: Sequence[int | None],
     key: IdentityKey,
@@ -156,150 +151,31 @@ def _describe(
             rows["group_id"][row] = f"unknown-{rows['study_id'][row] or rows['sample_id'][row]}"
 
 
-def _check(rows: Columns, table: Table, joined: Joined, *, limit: float, by: str) -> dict[str, int]:
-    images = [s == "indexed" and role == "image" for s, role in zip(rows["status"], rows["role"], strict=True)]
-    return check_matched(table, joined, images, limit=limit, by=by)
+def _check(state: pa.Table, table: Table, joined: Joined, *, limit: float, by: str) -> dict[str, int]:
+    images = equals(state.column("status"), "indexed") & equals(state.column("role"), "image")
+    return check_matched(table, joined, images.tolist(), limit=limit, by=by)
 
 
-def _labels(rows: Columns, kinds: Labels, matched: Sequence[int | None]) -> pa.Table:
+def _labels(state: pa.Table, kinds: Labels, matched: Sequence[int | None]) -> pa.Table:
     """``labels.parquet``: sample_id, findings or class, and the table's own ``split`` where it has one."""
-    kept = [(row, at) for row, at in enumerate(matched) if at is not None and rows["status"][row] == "indexed"]
-    take = pa.array([at for _, at in kept], pa.int64())
-    samples = pa.array([rows["sample_id"][row] for row, _ in kept], pa.string())
+    at = np.fromiter((-1 if m is None else m for m in matched), np.int64, len(matched))
+    rows = np.flatnonzero((at >= 0) & equals(state.column("status"), "indexed"))
+    samples, take = state.column("sample_id").take(pa.array(rows, pa.int64())), pa.array(at[rows], pa.int64())
     return pa.table({"sample_id": samples, **{name: values.take(take) for name, values in kinds.columns.items()}})
 
 
-def _reports(rows: Columns, table: Table, state: pa.Table, key: IdentityKey, folder: Path) -> pa.Table:
-    """Join reports to studies by the first key the table has, and mark the rows of those studies."""
+def _reports(state: pa.Table, table: Table, key: IdentityKey, folder: Path) -> tuple[pa.Table, pa.Table]:
+    """(reports, rows): reports joined to studies by the first key the table has, and rows that say whether their study
+    has one."""
     by = next((name for name in JOINS if table.find(name)), None)
     if by is None:
         raise HilumError(f"{table.name} has no column that says whose report it is", fix=f"one of {', '.join(JOINS)}")
-    own = [study or sample for study, sample in zip(rows["study_id"], rows["sample_id"], strict=True)]
+    own = pc.coalesce(state.column("study_id"), state.column("sample_id"))
     studies: list[str | None] = [None] * len(table)
-    for study, at in zip(own, join(table, state, key, by=by).rows, strict=True):
-        if at is not None:
-            studies[at] = studies[at] or study
+    for row, at in enumerate(join(table, state, key, by=by).rows):
+        if at is not None and studies[at] is None:
+            studies[at] = own[row].as_py()
     written = reports_of(table, studies, key, folder=folder)
-    reported = set(written.column("study_id").to_pylist())
-    rows["has_report"] = [study in reported for study in own]
-    return written
-
-
-def _compare(rows: Columns) -> None:
-    """Copies and conflicts (FORMATS 5). Files of one UID are copies where pixels and patient agree, else in conflict;
-    files of other UIDs, or none, are copies where pixels agree and the patient is known to be the same, or unknown
-    of files without UIDs."""
-    instance, pixels, group, known = (rows[n] for n in ("instance", "stored_sha256", "group_id", "group_known"))
-    indexed = [at for at, status in enumerate(rows["status"]) if status == "indexed" and pixels[at] is not None]
-    torn: set[int] = set()
-    for same in _groups(indexed, instance):
-        if len({(pixels[at], group[at]) for at in same}) > 1:
-            _note(rows, same, "uid_conflict")
-            torn.update(same)
-        else:
-            _copies(rows, same)
-    varied = [at for at in indexed if rows["std"][at]]  # constant images are equal without being copies
-    owner = [g if k else None if uid else "unknown" for g, k, uid in zip(group, known, instance, strict=True)]
-    for same in _groups(varied, pixels):
-        if len({group[at] for at in same if known[at]}) > 1:
-            _note(rows, same, "same_pixels_other_patient")
-    for same in _groups([at for at in varied if at not in torn], pixels):
-        pictures = {at: tuple(rows[name][at] for name in _PICTURE[:-1]) for at in same}
-        for alike in _groups(same, pictures):
-            for copies in _groups(alike, owner):
-                _copies(rows, copies)
-
-
-def _groups(members: Sequence[int], values: Sequence[Any] | Mapping[int, Any]) -> list[list[int]]:
-    """Rows that share a value with another one, in row order; None is shared by nobody."""
-    first: dict[Any, int] = {}
-    groups: dict[Any, list[int]] = {}  # only of values that are shared: most are not
-    for at in members:
-        value = values[at]
-        if value is not None and (one := first.setdefault(value, at)) != at:
-            groups.setdefault(value, [one]).append(at)
-    return list(groups.values())
-
-
-def _copies(rows: Columns, same: Sequence[int]) -> None:
-    for at in same[1:]:
-        rows["duplicate_of"][at] = rows["sample_id"][same[0]]
-
-
-def _note(rows: Columns, same: Sequence[int], problem: str) -> None:
-    for at in same:
-        rows["problems"][at] = sorted({*(rows["problems"][at] or ()), problem})
-
-
-def _series(index: pa.Table, intakes: Sequence[Intake], options: frozenset[str]) -> list[dict[str, Any]]:
-    """``series.parquet`` as each intake sees the images of one series, or of a file that has a place but no series.
-
-    Rows in conflict over one UID are left out, and no volume of their series is usable: what it lacks is not known. Where
-    files of a series are quarantined, its rows say so to the intake (``lost_slices:N``)."""
-    readers = {intake.name: intake for intake in intakes}
-    members, torn, lost = _members(index, readers)
-    found: list[dict[str, Any]] = []
-    placed = index.select([name for name in _PLACED if name in index.column_names])
-    for block in _blocks(sorted(members.items())):
-        lines = placed.take(pa.array([at for _, same in block for at in same], pa.int64())).to_pylist()
-        start = 0
-        for name, same in block:
-            own = lines[start : start + len(same)]
-            if lost[name]:
-                own = [row | {"problems": [*(row["problems"] or ()), f"lost_slices:{lost[name]}"]} for row in own]
-            for volume in _volumes(readers[name[1]], own, options):
-                if torn[name]:
-                    volume |= {"problems": sorted([*volume["problems"], f"uid_conflict:{torn[name]}"]), "usable": False}
-                found.append(volume)
-            start += len(same)
-    return sorted(found, key=lambda s: (s["series_id"], s["volume_id"]))
-
-
-def _members(
-    index: pa.Table, readers: Mapping[str, Intake]
-) -> tuple[dict[tuple[str, str], list[int]], Counter[tuple[str, str]], Counter[tuple[str, str]]]:
-    """(rows of each series and reader, how many more are in conflict, how many more are quarantined).
-
-    A copy counts where it lies elsewhere than its original, or in another series that is no copy as a whole: a volume
-    without it would lack a slice."""
-    names = ("status", "role", "series_id", "source", "sample_id", "problems", "duplicate_of")
-    status, role, series, source, sample, problems, original = (_values(index.column(n)) for n in names)
-    place = index.column("positions")
-    has_place = place.is_valid().to_pylist()
-    rows = {name: at for at, name in enumerate(sample)}
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
-    copies: dict[tuple[str, str], list[int]] = defaultdict(list)
-    torn, lost = (Counter[tuple[str, str]]() for _ in range(2))
-    for at in range(len(sample)):
-        own = series[at] or (sample[at] if has_place[at] else None)
-        if status[at] == "quarantined" and series[at]:
-            lost[series[at], source[at]] += 1
-        if (status[at], role[at]) != ("indexed", "image") or own is None or source[at] not in readers:
-            continue
-        first = rows.get(original[at]) if original[at] is not None else None
-        if "uid_conflict" in (problems[at] or ()):
-            torn[own, source[at]] += 1
-        elif original[at] is None:
-            members[own, source[at]].append(at)
-        elif first is None or series[first] != series[at] or place[first].as_py() != place[at].as_py():
-            copies[own, source[at]].append(at)
-    return {name: sorted([*same, *copies[name]]) for name, same in members.items()}, torn, lost
-
-
-def _volumes(intake: Any, rows: list[dict[str, Any]], options: frozenset[str]) -> list[dict[str, Any]]:
-    known = getattr(intake, "volume_options", None)  # an intake without any need not take the argument
-    volumes: list[dict[str, Any]] = intake.problems(rows, options & set(known)) if known else intake.problems(rows)
-    return volumes
-
-
-def _blocks(series: list[tuple[tuple[str, str], list[int]]]) -> Iterator[list[tuple[tuple[str, str], list[int]]]]:
-    """Whole series, a few thousand rows together."""
-    block, size = [], 0
-    for item in series:
-        block.append(item)
-        size += len(item[1])
-        if size >= _BLOCK:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+    reported = pc.is_in(own, value_set=written.column("study_id").combine_chunks())
+    place = state.schema.get_field_index("has_report")
+    return written, state.set_column(place, state.schema.field(place), reported)

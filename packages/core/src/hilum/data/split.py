@@ -252,7 +252,8 @@ class Split:
         holders = [sorted({g for g in group[rows] if g in place}) for rows in exact_copies(study)]
         leaks = [groups for groups in holders if len({place[g] for g in groups}) > 1]
         if leaks:
-            shown = "; ".join(" = ".join(f"{g} ({place[g][0]})" for g in groups) for groups in leaks[:NAMED])
+            named = list(dict.fromkeys(map(tuple, leaks)))[:NAMED]  # two patients can share many pictures
+            shown = "; ".join(" = ".join(f"{g} ({place[g][0]})" for g in groups) for groups in named)
             raise LeakError(
                 f"{len(leaks)} pictures stand under several groups in more than one part or fold of the split: {shown}",
                 where=f"splits/{self.name}.parquet",

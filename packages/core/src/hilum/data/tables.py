@@ -52,7 +52,9 @@ class Table:
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
             raise HilumError(
-                f"the table cannot be read: {getattr(error, 'strerror', None) or 'not Parquet'}", where=str(path)
+                f"the table cannot be read: {getattr(error, 'strerror', None) or 'not Parquet'}",
+                where=str(path),
+                fix="give a CSV, gzipped or not, or a Parquet file",
             ) from None
         header, lines = _csv(_decoded(data))
         place = {name: at for at, name in enumerate(header) if name and (only is None or name in only)}
@@ -79,7 +81,7 @@ class Table:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 return [name for name in _csv(_decoded(file.readline()))[0] if name]
         except (OSError, EOFError, zlib.error):
-            raise HilumError("the table cannot be read", where=str(path)) from None
+            raise HilumError("the table cannot be read", where=str(path), fix="save it as CSV in UTF-8") from None
 
     def find(self, *names: str) -> str | None:
         """The first of ``names`` this table has, whatever its case."""

@@ -168,7 +168,8 @@ def _faults(archive: Archive) -> str:
     if not lines:
         return ""
     words = (
-        "<i>Quarantined</i> files cannot be used as they are; <i>skipped</i> ones are no images. None was changed. "
+        "<i>Quarantined</i> files cannot be used as they are; <i>skipped</i> ones are no images, or were left out. None was "
+        "changed. "
         "<code>hilum doctor STUDY --why PATH</code> explains a single file."
     )
     return how_to_read(words) + _explained(["Reason", "Status", "Files"], "file", lines)

@@ -42,6 +42,8 @@ def doctor(
             raise HilumError("--why explains a file of a study", fix="hilum doctor STUDY --why PATH")
         return _machine()
     target = Path(target)
+    if target.is_dir() and not os.access(target, os.R_OK | os.X_OK):
+        raise HilumError("the folder may not be read", where=str(target), fix="ask its owner for the rights")
     if (target / "index.parquet").is_file():
         if why is not None:
             return _why(target, why)
@@ -50,6 +52,8 @@ def doctor(
         raise HilumError("this is a file, not a folder", where=str(target), fix="hilum doctor FOLDER --why FILE")
     if not target.is_dir():
         raise HilumError(f"there is no folder {target}", fix="give a study or an archive")
+    if workers is not None and workers < 0:
+        raise HilumError("the number of processes is 0 (this one) or more", where="--workers", fix="--workers 2")
     page = Path(f"hilum-{PAGE}") if out is None else out
     if why is None:
         _page(page, archive=target)

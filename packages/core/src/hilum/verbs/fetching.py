@@ -112,8 +112,13 @@ def _download(download: Download, path: Path) -> None:
         part.unlink(missing_ok=True)
         raise
     except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
+        if getattr(error, "filename", None) == str(part):  # of this machine, not of the network
+            told = f"{part.name} cannot be written: {error.strerror}"  # type: ignore[union-attr]
+            raise HilumError(
+                told, where=str(path.parent), fix="remove what is there, or choose another --out"
+            ) from None
         part.unlink(missing_ok=True)
-        reason = getattr(error, "reason", None) or type(error).__name__
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise HilumError(
             f"{path.name} could not be downloaded: {reason}",
             where=download.url,

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hilum.core.errors import HilumError
-from hilum.data.ledger import path_text
+from hilum.data.ledger import path_bytes, path_text
 from hilum.data.reasons import meaning
 from hilum.data.study import Study
 
@@ -46,9 +46,13 @@ def explain(study: Study, wanted: str) -> list[Line]:
 
 def _row_of(study: Study, wanted: str) -> int:
     file = study.path / "private" / "paths.parquet"
-    if not file.is_file():
-        raise HilumError("the study does not hold the names of its files", where=str(file), fix="index it again")
-    table = pq.read_table(file)
+    try:
+        if not file.is_file():
+            raise HilumError("the study does not hold the names of its files", where=str(file), fix="index it again")
+        table = pq.read_table(file)
+    except PermissionError:
+        fix = "ask whoever indexed it: names of files are for those who may read private/"
+        raise HilumError("the names of the study's files may not be read", where=str(file), fix=fix) from None
     sample = _by_path(table, _spellings(study, wanted)) or _by_digest(table, wanted)
     if sample is None:
         raise HilumError("the study knows no file of this name", where=wanted, fix=_near(table["path"], wanted))
@@ -65,7 +69,9 @@ def _spellings(study: Study, wanted: str) -> list[str]:
     for name, rest in ((archive, mark + member), (wanted, "")):  # the root's own name may hold "!"
         for place in (Path(name), Path.cwd() / name, Path(name).resolve()):
             found += [str(place.relative_to(root)) + rest for root in roots if place.is_relative_to(root)]
-    return [path_text(os.fsencode(text)) for text in dict.fromkeys(found)]
+    plain = [path_text(os.fsencode(text)) for text in dict.fromkeys(found)]
+    shown = os.fsencode(wanted.removeprefix("./")).decode("utf-8", "backslashreplace")
+    return [*plain, path_text(path_bytes(shown))]  # as a near miss or private/paths.parquet has it
 
 
 def _by_path(table: pa.Table, spellings: Sequence[str]) -> str | None:
@@ -85,6 +91,9 @@ def _by_digest(table: pa.Table, wanted: str) -> str | None:
 
 def _near(paths: Any, wanted: str) -> str:
     """Files of the same name elsewhere, else of a similar one in the same folder, else anywhere."""
+    inside = paths.filter(pc.starts_with(paths, path_text(os.fsencode(wanted.rstrip("/"))) + "/"))
+    if len(inside):
+        return f"a folder of {len(inside):,} files: name one of them"
     name = path_text(os.fsencode(wanted.rpartition("/")[2]))
     folder = path_text(os.fsencode(wanted.rpartition("/")[0]))
     same = paths.filter(pc.or_(pc.ends_with(paths, "/" + name), pc.ends_with(paths, "!" + name)))
@@ -94,8 +103,12 @@ def _near(paths: Any, wanted: str) -> str:
         beside = paths.filter(pc.starts_with(paths, folder + "/")) if folder else paths
         names = (beside if len(beside) else paths)[:_COMPARED].to_pylist()
         close = difflib.get_close_matches(path_text(os.fsencode(wanted)), names, n=_NEAR, cutoff=0.6)
-    close = ["".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name) for name in close]  # no terminal codes
+    close = ["".join(c if c.isprintable() else _escaped(c) for c in name) for name in close]  # no terminal codes
     return f"did you mean {' or '.join(close)}?" if close else "give its path below the archive's root"
+
+
+def _escaped(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode())
 
 
 def _status(row: dict[str, Any]) -> Iterator[Line]:
@@ -118,7 +131,7 @@ def _problems(row: dict[str, Any]) -> Iterator[Line]:
 
 
 def _identity(study: Study, row: dict[str, Any]) -> Iterator[Line]:
-    if row["status"] == "quarantined" and not row["study_id"] and not row["group_known"]:
+    if (row["status"] == "quarantined" or row["role"] != "image") and not row["study_id"] and not row["group_known"]:
         return
     if row["group_known"]:
         own = study.index.filter(pc.equal(study.index["group_id"], row["group_id"]))
@@ -129,8 +142,11 @@ def _identity(study: Study, row: dict[str, Any]) -> Iterator[Line]:
             if "issuer_missing" in (row["problems"] or ())
             else ("its header has no usable identifier, and no table names one")
         )
-        yield "patient", f"not known: {why}; it can train, never validate or test"
-        yield "to do", "hilum index ... --labels TABLE with a column patient_id"
+        if row["role"] == "image":
+            yield "patient", f"not known: {why}; it can train, never validate or test"
+            yield "to do", "hilum index ... --labels TABLE with a column patient_id"
+        else:
+            yield "patient", f"not known: {why}"
     for name, topic in (("study_id", "study"), ("series_id", "series")):
         yield topic, row[name] or "not told by its header"
 
@@ -142,10 +158,24 @@ def _copies(study: Study, row: dict[str, Any]) -> Iterator[Line]:
     others = index.filter(pc.equal(index["duplicate_of"], row["sample_id"]))["sample_id"].to_pylist()
     if others:
         yield "copies", f"{len(others)} exact copies stand behind it: {', '.join(s[:12] for s in others[:5])}"
+    torn = "uid_conflict" in {problem.partition(":")[0] for problem in row["problems"] or ()}
+    if torn and (others := _of_one_uid(study, row["sample_id"])):
+        yield "conflict", f"its SOPInstanceUID also stands in: {', '.join(s[:12] for s in others[:5])}"
     if row["stored_sha256"] and "same_pixels_other_patient" in (row["problems"] or ()):
         same = index.filter(pc.equal(index["stored_sha256"], row["stored_sha256"]))
         foreign = same.filter(pc.not_equal(same["group_id"], row["group_id"]))["sample_id"].to_pylist()
         yield "conflict", f"its pixels also stand under another patient: {', '.join(s[:12] for s in foreign[:5])}"
+
+
+def _of_one_uid(study: Study, sample: str) -> list[str]:
+    """Samples under the SOPInstanceUID of one, which only ``private/`` tells."""
+    file = study.path / "private" / "state.parquet"
+    if not file.is_file():
+        return []
+    table = pq.read_table(file, columns=["sample_id", "instance"])
+    own = table["instance"][pc.index(table["sample_id"], sample).as_py()]
+    same = table.filter(pc.equal(table["instance"], own))["sample_id"].to_pylist()
+    return [other for other in same if other != sample]
 
 
 def _decoding(row: dict[str, Any]) -> Iterator[Line]:
@@ -182,6 +212,8 @@ def _volume(study: Study, row: dict[str, Any]) -> Iterator[Line]:
 
 
 def _use(study: Study, at: int, row: dict[str, Any]) -> Iterator[Line]:
+    if row["status"] == "indexed" and row["role"] == "container":
+        yield "use", "an archive: each of its members is explained as ARCHIVE!MEMBER"
     if row["status"] != "quarantined" and row["role"] == "label":  # a structure set is skipped as an image
         marked = ", ".join(row.get("refers_to") or ())
         yield "use", f"a label of series {marked}" if marked else "a label that names no series it marks"

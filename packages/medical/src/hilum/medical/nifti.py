@@ -28,6 +28,7 @@ _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _SPARE = 1 << 16
 _MOST_PLANES = 1 << 16  # with a place each; more are no volume
 _COLOUR = (128, 2304)  # data types RGB24 and RGBA32
+_AXES = ("component", "time", "depth")  # of frames, the last one fastest
 PIXDIM = "pixdim_affine"
 
 
@@ -311,14 +312,19 @@ def _spacing(header: Header) -> tuple[float, float, float]:
     return k, j, i
 
 
+def _extents(header: Header) -> tuple[int, int, int]:
+    """How many components, times and slices; slices run fastest."""
+    depth, time, *rest = (*header.shape[2:], 1)
+    return int(np.prod(rest, dtype=np.int64)), time, depth
+
+
 def _columns(header: Header) -> dict[str, Any]:
     """A plane's row runs along i, its column along j."""
     _, j, i = _spacing(header)
-    planes, depth = header.planes, header.shape[2]
     return {
         "rows": header.shape[1],
         "columns": header.shape[0],
-        "frames": planes,
+        "frames": header.planes,
         "bits_stored": header.dtype.itemsize * 8,
         "photometric": "MONOCHROME2",
         "spacing_mm": [j, i],
@@ -328,25 +334,27 @@ def _columns(header: Header) -> dict[str, Any]:
         "window": "range p0.5-p99.5",
         "voi_lut": "none",
         "inverted": False,
-        "frames_axis": None if planes == 1 else "depth" if planes == depth else "time",
+        "frames_axis": ",".join(name for name, n in zip(_AXES, _extents(header), strict=True) if n > 1) or None,
         **_geometry(header),
     }
 
 
 def _geometry(header: Header) -> dict[str, Any]:
-    """``orientation``, ``positions`` and ``frame_keys`` of the index; axes of more than three count as time."""
+    """``orientation``, ``positions`` and ``frame_keys`` of the index. The fourth axis is time, what lies beyond it
+    (vectors, tensors, coefficients) are components (NIfTI-1 standard, "dimensions")."""
     if header.planes > _MOST_PLANES:
         header.problems.append("geometry_of_too_many_frames")
         return {}
     k, j, i = _spacing(header)
-    affine, depth = header.affine_lps, header.shape[2]
-    times = header.planes // depth
+    affine, (parts, times, depth) = header.affine_lps, _extents(header)
     places = affine[:3, 3] + np.outer(np.arange(depth), affine[:3, 2])
     keys = [{"name": "thickness_mm", "values": [k]}]
-    if times > 1:
-        keys.append({"name": "temporal", "values": [float(t) for t in range(times) for _ in range(depth)]})
+    for name, count, inner in (("temporal", times, depth), ("component", parts, depth * times)):
+        if count > 1:
+            values = np.arange(header.planes) // inner % count
+            keys.append({"name": name, "values": values.astype(np.float64).tolist()})
     return {
         "orientation": [float(v) for v in (*(affine[:3, 0] / i), *(affine[:3, 1] / j))],
-        "positions": np.tile(places.ravel(), times).tolist(),
+        "positions": np.tile(places.ravel(), times * parts).tolist(),
         "frame_keys": keys,
     }

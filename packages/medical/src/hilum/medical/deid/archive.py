@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections import Counter
@@ -14,9 +15,11 @@ from typing import Any
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Limits
 from hilum.data.identity import IdentityKey
+from hilum.data.index import Interrupted
 from hilum.data.isolation import Readers
 from hilum.data.ledger import HARMLESS, path_text, replacing
 from hilum.data.listing import Found, walk
+from hilum.data.processes import Stopped, stoppable
 from hilum.medical.deid.one_file import METHOD, BurnedIn, Deidentifier, Settings
 from hilum.medical.deid.profile import Options, Profile
 
@@ -59,6 +62,8 @@ def deidentify(
     root, out = Path(root), Path(out)
     private = out.with_name(f"{out.name}.private")
     _apart(root, out, private)
+    if workers is not None and workers < 0:
+        raise HilumError("the number of processes is 0 (this one) or more", where="--workers", fix="--workers 2")
     if report is not None:
         _beside(report, root, out)
     options = options or Options()
@@ -66,6 +71,8 @@ def deidentify(
     for folder, mode in ((out, 0o755), (private, 0o700), ((report or private / "report.json").parent, 0o755)):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=mode)
+            if not os.access(folder, os.W_OK | os.X_OK):  # now, rather than after hours
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             told = f"the folder cannot be written: {error.strerror}"
             raise HilumError(told, where=str(folder), fix="name a new folder") from None
@@ -73,10 +80,18 @@ def deidentify(
     for left in out.rglob(".*.partial"):  # of a run that was ended
         left.unlink()
     journal = Journal(private / "journal.csv")
-    entries = [e for e in sorted(walk(root, out, ()), key=lambda e: e.path) if not journal.knows(e, out)]
-    with journal:
-        for entry, row in _rows(root, entries, Deidentifier(settings), workers, limits):
-            journal.add(entry, key.digest("deid-path", entry.path)[:16], row, out)
+    entries = sorted(walk(root, out, ()), key=lambda e: e.path)
+    if not entries and not journal.lines:
+        raise HilumError(
+            "the archive holds no files", where=str(root), fix="check the path, and that its disk is there"
+        )
+    entries = [e for e in entries if not journal.knows(e, out)]
+    try:
+        with stoppable(), journal:
+            for entry, row in _rows(root, entries, Deidentifier(settings), workers, limits):
+                journal.add(entry, key.digest("deid-path", entry.path)[:16], row, out)
+    except Stopped as stop:
+        raise Interrupted(stop.signal) from None
     present = {path_text(e.path) for e in walk(root, out, ())}
     lines = [line for path, line in sorted(journal.lines.items()) if path in present]
     target = report or private / "report.json"
@@ -101,8 +116,12 @@ def _beside(report: Path, root: Path, out: Path) -> None:
     if any(place.is_relative_to(folder.resolve()) for folder in (root, out)):
         told = "the report must not lie in the input or among the copies"
         raise HilumError(told, where="--report", fix="name a place elsewhere")
-    if place.suffix == ".csv":
-        raise HilumError("the report is JSON; a CSV of the same name is written beside it", where="--report")
+    if place.suffix.lower() != ".json" or place.is_dir():
+        told = "the report is JSON; a CSV of the same name is written beside it"
+        raise HilumError(told, where="--report", fix=f"--report {report.with_suffix('.json').name}")
+    if place.with_suffix(".csv").exists() and not place.exists():
+        told = "the report's CSV would replace a table that is no report"
+        raise HilumError(told, where="--report", fix="give it another name")
 
 
 def _same_settings(path: Path, settings: Settings) -> None:
@@ -118,7 +137,11 @@ def _same_settings(path: Path, settings: Settings) -> None:
         "burned_in": settings.burned_in,
     }
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            told = "what is known of this folder's settings cannot be read"
+            raise HilumError(told, where=str(path), fix="name a new folder") from None
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             told = ", ".join(changed)

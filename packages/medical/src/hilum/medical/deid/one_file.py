@@ -139,12 +139,15 @@ class Deidentifier:
         row.status, done["action"] = "indexed", "written"
 
     def _rewriter(self, source: Dataset, limits: Limits) -> Rewriter:
-        issuer, patient, study = (_text(source, k) for k in ("IssuerOfPatientID", "PatientID", "StudyInstanceUID"))
-        pseudonyms = Pseudonyms.of(self.settings.key, issuer, patient, study)
-        rewriter = Rewriter(Profile.load(self.settings.options), pseudonyms, limits.depth)
+        rewriter = Rewriter(Profile.load(self.settings.options), self._pseudonyms(source), limits.depth)
         for keyword in ("PatientID", "AccessionNumber", "StudyID"):
             rewriter.needles.add_identifier(_text(source, keyword))
         return rewriter
+
+    def _pseudonyms(self, source: Dataset) -> Pseudonyms:
+        issuer, patient = (_text(source, k) for k in ("IssuerOfPatientID", "PatientID"))
+        study = _text(source, "StudyInstanceUID") or _text(source, "SOPInstanceUID")  # of no study: a file of its own
+        return Pseudonyms.of(self.settings.key, issuer, patient, study)
 
     def _write(self, out: Dataset, source: Dataset, digest: bytes, rewriter: Rewriter, done: dict[str, Any]) -> None:
         """Write under a temporary name, search the bytes and the re-read values, then name the file."""
@@ -164,10 +167,9 @@ class Deidentifier:
 
     def _name(self, source: Dataset, digest: bytes) -> str:
         key = self.settings.key
-        issuer, patient, study = (_text(source, k) for k in ("IssuerOfPatientID", "PatientID", "StudyInstanceUID"))
         folders = [
-            Pseudonyms.of(key, issuer, patient, study).patient[:16],
-            key.digest("deid-study", study)[:16],
+            self._pseudonyms(source).patient[:16],
+            key.digest("deid-study", _text(source, "StudyInstanceUID"))[:16],
             key.digest("deid-series", _text(source, "SeriesInstanceUID"))[:16],
         ]
         # The bytes are part of the name: differing copies of one instance keep apart, whatever the order.

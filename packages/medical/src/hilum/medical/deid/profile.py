@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import DicomDictionary, dictionary_VR, tag_for_keyword
 
 from hilum.core.errors import HilumError, nearest
 
@@ -76,7 +76,8 @@ class Options:
         for name in sorted(self.keep):
             tag = tag_for_keyword(name)
             if tag is None:
-                raise HilumError("an attribute to keep is not in the DICOM dictionary", where=f"--keep {name}")
+                fix = nearest(name, _keepable()) or "a keyword of DICOM's dictionary, e.g. ManufacturerModelName"
+                raise HilumError("an attribute to keep is not in the DICOM dictionary", where=f"--keep {name}", fix=fix)
             if tag >> 16 == 0x0010 or dictionary_VR(tag) not in KEEPABLE or name in IDENTIFIERS:
                 fix = "text of a device or procedure; --retain has options for what is no text"
                 raise HilumError(
@@ -158,6 +159,12 @@ class Profile:
         """Of a value that must not stay: dummy, empty or remove by what modules require."""
         demands: dict[int, Action] = {1: "dummy", 2: "empty"}
         return demands.get(self.required.get(tag, 3), "remove")
+
+
+def _keepable() -> list[str]:
+    """Keywords that ``--keep`` takes."""
+    entries = DicomDictionary.items()
+    return [e[4] for tag, e in entries if e[0] in KEEPABLE and tag >> 16 != 0x0010 and e[4] and e[4] not in IDENTIFIERS]
 
 
 def _is_number(listed: str) -> bool:

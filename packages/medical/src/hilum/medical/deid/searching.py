@@ -10,7 +10,7 @@ from typing import Any
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 
-from hilum.medical.deid.pseudonyms import registered
+from hilum.medical.deid.pseudonyms import DUMMIES, registered
 from hilum.medical.deid.vocabulary import LISTED_CODES, listed
 
 ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be", "shift_jis", "gb18030", "euc_kr", "iso8859_5", "iso8859_7")
@@ -21,7 +21,9 @@ _BLOB = 1024  # bytes of an opaque value that are read as text, at most
 _RUN = re.compile(rb"[0-9]+(?:\.[0-9]+)+")
 _PARTS = 24  # of a run of digits and dots; a UID has fewer
 _BEFORE, _AFTER = re.compile(rb"[0-9.]*$"), re.compile(rb"[0-9.]*")  # what a number goes on with
-_OWN = frozenset({"removed", "99hilum"})  # what stands in the place of values: a copy may be de-identified again
+_OWN = frozenset(
+    {"removed", "99hilum", *DUMMIES.values()}
+)  # what stands in the place of values: a copy may be de-identified again
 _NUMERIC = frozenset(["DS", "IS", "US", "SS", "UL", "SL", "SV", "UV", "FL", "FD", "AT", "OF", "OD", "OL", "OV", "OW"])
 
 
@@ -66,7 +68,7 @@ class Needles:
             self.add_date(text)
         elif vr == "TM":
             return  # a time of day names nobody without its date
-        elif len(text) >= FREE and not _listed(text):
+        elif len(text) >= FREE and text.strip("0") and not _listed(text):  # zeros name nobody
             self.free.add(text)
             if vr in ("UN", "OB") and "^" in text:
                 self._add_name(text)

@@ -46,7 +46,8 @@ class Common:
         """Of another header that says the same."""
         columns = self.columns | geometry_of(header, self.layout)
         identity = self.identity | {"sop_instance_uid": header.identifier("SOPInstanceUID")}
-        return IndexRow("indexed", columns=columns, identity=identity, problems=[*self.problems, *header.problems])
+        problems = list(dict.fromkeys((*self.problems, *header.problems)))
+        return IndexRow("indexed", columns=columns, identity=identity, problems=problems)
 
 
 def said(header: Header, limits: Limits) -> tuple[Any, ...] | None:

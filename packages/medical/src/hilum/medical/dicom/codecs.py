@@ -49,11 +49,16 @@ class Codec:
     @property
     def version(self) -> str | None:
         """Of the installed package, or None."""
-        try:
-            import_module(self.module)
-            return version(self.package)
-        except (ImportError, PackageNotFoundError):
-            return None
+        return _version(self.module, self.package)
+
+
+@cache
+def _version(module: str, package: str) -> str | None:
+    try:
+        import_module(module)
+        return version(package)
+    except (ImportError, PackageNotFoundError):
+        return None
 
 
 PILLOW = Codec("pillow", "pillow", "pillow", "PIL.Image")

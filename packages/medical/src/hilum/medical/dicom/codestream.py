@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # JPEG and JPEG-LS frame headers
 _SOC_SIZ = b"\xff\x4f\xff\x51"
+_SOT = b"\xff\x90"
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, ISO/IEC 18181-1 SizeHeader
 
@@ -20,6 +21,8 @@ class Codestream:
     samples: int
     precision: int
     signed: bool | None = None  # JPEG, JPEG-LS and JPEG XL do not say
+    subsampled: bool = False  # JPEG: its components have several sizes
+    ended: bool = True  # JPEG, JPEG-LS: an end marker follows, which coded data cannot contain
 
 
 def inspect(frame: bytes) -> Codestream | None:
@@ -44,6 +47,26 @@ def unwrapped(frame: bytes) -> bytes:
     return frame[start:] if start > 0 else frame
 
 
+def completed(frame: bytes) -> bytes:
+    """A JPEG 2000 stream with the end marker that its writer forgot, where every tile part is as long as it says
+    (ISO/IEC 15444-1 A.4.2): nothing else is missing, and openjpeg refuses it. Others as they are."""
+    if frame[:4] != _SOC_SIZ or b"\xff\xd9" in frame[-4:]:
+        return frame
+    at = 2
+    try:
+        while frame[at : at + 2] != _SOT:
+            at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+        while frame[at : at + 2] == _SOT:
+            length = struct.unpack_from(">I", frame, at + 6)[0]
+            if length < 14:  # 0: whatever follows up to the end marker
+                return frame
+            at += length
+    except struct.error:
+        return frame
+    whole = frame[at:] == b"\0" or (at == len(frame) and frame[-1] != 0)  # a last 0 could stand for a lost byte
+    return frame[:at] + b"\xff\xd9" if whole else frame
+
+
 def _jpeg(frame: bytes) -> Codestream | None:
     at = 2
     while at + 4 <= len(frame):
@@ -55,7 +78,9 @@ def _jpeg(frame: bytes) -> Codestream | None:
             continue
         if marker in _SOF:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
-            return Codestream(rows, columns, samples, precision)
+            factors = frame[at + 11 : at + 10 + 3 * samples : 3]  # one byte a component
+            ended = frame.rfind(b"\xff\xd9", at) >= 0
+            return Codestream(rows, columns, samples, precision, subsampled=len(set(factors)) > 1, ended=ended)
         at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
     return None
 

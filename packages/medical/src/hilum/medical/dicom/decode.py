@@ -14,8 +14,8 @@ from hilum.core.errors import HilumError
 from hilum.core.types import Limits, Pixels
 from hilum.data.ledger import Rejected
 from hilum.data.measurement import Measurement
+from hilum.medical.dicom.geometry import SEGMENTATIONS
 from hilum.medical.dicom.header import Header, quiet, read_header
-from hilum.medical.dicom.kinds import SEGMENTATION
 from hilum.medical.dicom.layout import GREY, Layout, layout_of
 from hilum.medical.dicom.lut import Modality, modality_of, to_rgb
 from hilum.medical.dicom.real_world import RealWorldMap, real_world_maps
@@ -78,7 +78,14 @@ def _padding(header: Header, layout: Layout) -> tuple[int, int] | None:
         return None
     values = header.shorts("PixelPaddingValue", signed=layout.kind == "i")
     others = header.shorts("PixelPaddingRangeLimit", signed=layout.kind == "i") or values
-    return (min(values[0], others[0]), max(values[0], others[0])) if values else None
+    if not values:
+        return None
+    low, high = min(values[0], others[0]), max(values[0], others[0])
+    least, most = layout.span
+    if high < least or low > most:  # in bits that are not stored, which no value keeps
+        header.note("bad_value:PixelPaddingValue")
+        return None
+    return low, high
 
 
 def inverted(header: Header, layout: Layout) -> bool:
@@ -193,7 +200,7 @@ def measure(image: Image) -> Measurement:
 
 def _measured(image: Image) -> Measurement:
     slope, intercept = image.modality.line or (1.0, 0.0)
-    hashed = image.grey and image.header.sop_class != SEGMENTATION
+    hashed = image.grey and image.header.sop_class not in SEGMENTATIONS
     measured = Measurement(slope=slope, intercept=intercept, modality=hashed)
     for stored, values, valid in image.chunks():
         shown = None if image.grey else to_rgb(image.header, stored, image.layout)

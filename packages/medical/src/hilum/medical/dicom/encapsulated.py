@@ -114,13 +114,16 @@ def _tabled(fragments: Fragments) -> Sequence[Pieces] | None:
 def _begun(file: BinaryIO, fragments: Fragments) -> Sequence[Pieces]:
     """By fragments that begin as a stream does: JPEG and JPEG-LS, JPEG 2000 with or without boxes, JPEG XL, RLE."""
     number, count = file.fileno(), len(fragments)
-    starts = [0, *(i for i in range(1, count) if _opens(os.pread(number, 12, fragments.offsets[i]))), count]
+    heads = [os.pread(number, 12, at) for at in fragments.offsets]
+    starts = [0, *(i for i in range(1, count) if _opens(heads[i], heads[0])), count]
     return [fragments.pieces(a, b) for a, b in pairwise(starts)]
 
 
-def _opens(head: bytes) -> bool:
-    if head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a")) or head[4:8] in (b"jP  ", b"JXL "):
+def _opens(head: bytes, first: bytes) -> bool:
+    if head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")) or head[4:8] in (b"jP  ", b"JXL "):
         return True
+    if head.startswith(b"\xff\x0a"):  # two bytes occur by chance: the size of the first frame must follow them, too
+        return head[:6] == first[:6]
     rle = head[4:8] == b"\x40\0\0\0"  # PS3.5 G.5: the first segment follows the header of 64 bytes
     return rle and 1 <= head[0] <= 15 and head[1:4] == b"\0\0\0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,8 @@ def geometry_of(header: Header, layout: Layout) -> dict[str, Any]:
         axes, places = _plain(header, frames, keys)
     else:
         axes, places = _grouped(header, groups, keys)
+    if (reference := header.identifier("FrameOfReferenceUID")) is not None and any(p is not None for p in places):
+        keys["frame_of_reference"] = [_told_apart(reference)]
     columns: dict[str, Any] = {}
     if any(a is not None for a in axes):
         same = all(a == axes[0] for a in axes)
@@ -107,6 +110,11 @@ def geometry_of(header: Header, layout: Layout) -> dict[str, Any]:
     if known:
         columns["frame_keys"] = [{"name": name, "values": known[name]} for name in sorted(known)]
     return columns
+
+
+def _told_apart(uid: str) -> float:
+    """A number that tells UIDs of one series apart, of too few bits to be traced back."""
+    return float(int.from_bytes(hashlib.sha256(uid.encode()).digest()[:3], "big"))
 
 
 def references_of(header: Header) -> list[str]:
@@ -254,7 +262,7 @@ def _makers_b_value(header: Header) -> float | None:
 
 def _take_type(header: Header, value: Any, keys: dict[str, Numbers]) -> None:
     """Terms of ImageType (PS3.3 C.7.6.1.1.2, C.8.13.3) that part images of one position; what is not listed is dropped."""
-    words = [str(w).strip().upper() for w in value] if value is not None and not isinstance(value, str) else []
+    words = [str(w).strip().upper() for w in value] if hasattr(value, "append") else []
     for word in ("LOCALIZER", "MOSAIC"):
         if word in words:
             keys[word.lower()] = [1.0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import re
 import struct
 import warnings
@@ -50,6 +51,7 @@ _PLAIN = re.compile(rb"[\x20-\x7e]*\Z")  # the same characters in every characte
 _OTHER = object()  # what _plain leaves to pydicom
 _LOGGER = logging.getLogger("pydicom")
 INFLATED = 1 << 28  # bytes of a deflated data set that are taken into memory
+_SMALL = 1 << 26  # of which so many are not worth a suspicion
 
 
 @dataclass
@@ -125,10 +127,12 @@ class Header:
         except Exception:
             self.note(f"bad_value:{keyword}")
             return None
-        if found is not None and not isinstance(found, Items) and _listed(TAGS[keyword]) == "SQ":
+        if found is None or found in ("", b""):
+            return None
+        if not isinstance(found, Items) and _listed(TAGS[keyword]) == "SQ":
             self.note(f"bad_value:{keyword}")
             return None
-        return None if found is None or found == "" else found
+        return found
 
     def numbers(self, keyword: str, *, data: Dataset | None = None, gaps: bool = False) -> list[float]:
         """All numbers of an element; decimal commas, "12.0" for an integer and overlong strings are read.
@@ -166,7 +170,11 @@ class Header:
 
     def shorts(self, keyword: str, *, signed: bool, data: Dataset | None = None) -> list[int]:
         """Values of an element that is US or SS by what another one says, read as 16 bits."""
-        words = [int(v) & 0xFFFF for v in self.numbers(keyword, data=data)]
+        values = self.numbers(keyword, data=data)
+        if not all(map(math.isfinite, values)):
+            self.note(f"bad_value:{keyword}")
+            return []
+        words = [int(v) & 0xFFFF for v in values]
         return [w - 0x10000 if signed and w > 0x7FFF else w for w in words]
 
     def number(self, keyword: str, *, data: Dataset | None = None) -> float | None:
@@ -331,7 +339,7 @@ def _inflate(source: Source, at: int, limits: Limits) -> bytes:
     """The data set of a deflated file (PS3.5 A.5), which only exists whole: bounded more tightly than pixels."""
     source.file.seek(at)
     data = source.file.read()
-    most = min(limits.max_bytes, int(len(data) * limits.inflate_ratio), INFLATED)
+    most = min(limits.max_bytes, max(int(len(data) * limits.inflate_ratio), _SMALL), INFLATED)
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     parts, size = [], 0
     try:

@@ -31,7 +31,7 @@ class DicomIntake:
 
     name: ClassVar[str] = "dicom"
     chooses_window: ClassVar[bool] = True  # open takes voi
-    version: ClassVar[str] = "2"  # raise when the same file would give other pixels: caches are then built again
+    version: ClassVar[str] = "3"  # raise when the same file would give other pixels: caches are then built again
     volume_options: ClassVar[dict[str, str]] = dict(OPTIONS)
     _common: Common | None = None  # with the last header that was read
 

@@ -42,7 +42,15 @@ _NON_IMAGES = {
     "1.2.840.10008.5.1.4.45.": "implant",
     DICOMDIR: "dicomdir",
 }
+# Digital X-ray, mammography, intra-oral (PS3.3 C.8.11.3, C.8.11.7, C.8.11.8) and secondary capture of several frames
+# (C.8.6.3) have a slope of 1 and an intercept of 0; a secondary capture and ultrasound have no quantity to scale.
+_UNSCALED = ("1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "3", "3.1", "6", "6.1", "7", "7.1", "7.2", "7.3", "7.4")
 _FAMILIES = tuple((prefix, kind) for prefix, kind in _NON_IMAGES.items() if prefix.endswith("."))
+
+
+def unscaled(sop_class: str) -> bool:
+    """Whether stored values of a class are its values, so that a rescale that cannot be read takes nothing away."""
+    return sop_class.startswith(_STORAGE) and sop_class[len(_STORAGE) :] in _UNSCALED
 
 
 @lru_cache(256)

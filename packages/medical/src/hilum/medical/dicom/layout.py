@@ -8,10 +8,11 @@ import numpy as np
 
 from hilum.core.types import Limits
 from hilum.data.ledger import Rejected
+from hilum.medical.dicom.codecs import JPEG_XL
 from hilum.medical.dicom.header import Header
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "XYB")  # the last one of JPEG XL alone
 PALETTE = "PALETTE COLOR"
 MOST_FRAMES = 1 << 20
 
@@ -69,7 +70,7 @@ def layout_of(header: Header, limits: Limits) -> Layout:
     photometric = " ".join(str(header.value("PhotometricInterpretation") or "").upper().split())
     if not photometric:
         raise missing("PhotometricInterpretation")
-    if photometric not in (*GREY, *COLOUR, PALETTE):
+    if photometric not in (*GREY, *COLOUR, PALETTE) or (photometric == "XYB" and header.syntax not in JPEG_XL):
         raise Rejected("unsupported_photometric", "its PhotometricInterpretation is retired or unknown")
     rows, columns, allocated = (_need(header, k) for k in ("Rows", "Columns", "BitsAllocated"))
     if floats and allocated != (32 if header.pixels.keyword == "FloatPixelData" else 64):

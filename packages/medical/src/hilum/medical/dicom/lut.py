@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.pixels.processing import convert_color_space
 
 from hilum.data.ledger import Rejected
 from hilum.medical.dicom.header import Header
-from hilum.medical.dicom.kinds import DOSE
+from hilum.medical.dicom.kinds import DOSE, unscaled
 from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 
 Array = NDArray[Any]
@@ -78,10 +78,12 @@ def modality_of(header: Header, layout: Layout) -> Modality:
     one, zero = np.ones(1), np.zeros(1)
     if layout.photometric not in GREY:
         return Modality(one, zero)
-    if header.code("Modality") == "RTDOSE" or header.sop_class == DOSE:
+    if header.sop_class == DOSE or (header.code("Modality") == "RTDOSE" and _scaled(header)):
         return _dose(header)
     sequence = header.value("ModalityLUTSequence")
-    _check_read(header)
+    fixed = unscaled(header.sop_class)
+    if not fixed:
+        _check_read(header)
     if sequence:
         table = table_of(header, sequence[0], layout.span)
         return Modality(one, zero, table, header.code("ModalityLUTType", data=sequence[0]))
@@ -91,7 +93,8 @@ def modality_of(header: Header, layout: Layout) -> Modality:
     if any(there) and not all(there):  # PS3.3 C.7.6.16: a functional group is of all frames, shared or each its own
         raise Rejected("inconsistent_attributes", "some of its frames have a rescale, others have none")
     lines = [_line(header, item) for item in (items if any(there) else [None])]
-    _check_read(header)
+    if not fixed:
+        _check_read(header)
     if not all(map(_sound, set(lines))):
         raise Rejected("inconsistent_attributes", "RescaleSlope is zero, or the rescale is not finite")
     if len(set(lines)) == 1:
@@ -101,10 +104,15 @@ def modality_of(header: Header, layout: Layout) -> Modality:
 
 
 def _check_read(header: Header) -> None:
-    """A rescale that is there and cannot be read is no identity: its image has no values."""
+    """A rescale that is there and cannot be read is no identity: an image of quantities has no values then."""
     for keyword in _RESCALES:
         if f"bad_value:{keyword}" in header.problems:
             raise Rejected("inconsistent_attributes", f"{keyword} cannot be read")
+
+
+def _scaled(header: Header) -> bool:
+    """Whether Modality RTDOSE means a dose; a picture of one has it, too, as another class without the scaling."""
+    return header.has("DoseGridScaling") or not header.sop_class
 
 
 def _dose(header: Header) -> Modality:
@@ -121,7 +129,7 @@ def _sound(line: tuple[float, float]) -> bool:
 
 def _line(header: Header, item: Dataset | None) -> tuple[float, float]:
     slope, intercept = (header.number(k, data=item) for k in ("RescaleSlope", "RescaleIntercept"))
-    if (slope is None) != (intercept is None):
+    if (slope is None) != (intercept is None) or (item is not None and slope is None):
         header.note("incomplete_rescale")
     return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
@@ -141,12 +149,13 @@ def table_of(header: Header, item: Dataset, domain: tuple[float, float]) -> Tabl
     return _table(header, "LUTDescriptor", "LUTData", item, domain)
 
 
-def _first(word: int, domain: tuple[float, float]) -> int:
-    """The first input of a table, which is US or SS: as writers choose the VR by the wrong attribute, the reading that
-    can be looked up holds; where both or none can, the signed one if there are negative values (PS3.3 C.11.2.1.1)."""
+def _first(word: int, count: int, domain: tuple[float, float]) -> int:
+    """The first input of a table, which is US or SS: as writers choose the VR by the wrong attribute, the reading holds
+    of which entries can be looked up; where both or none can, the signed one if there are negative values (PS3.3
+    C.11.2.1.1)."""
     low, high = domain
     signed = word - 0x10000 if word > 0x7FFF else word
-    within = [low <= value <= high for value in (word, signed)]
+    within = [value <= high and low < value + count for value in (word, signed)]
     return (word if within[0] else signed) if within[0] != within[1] else signed if low < 0 else word
 
 
@@ -154,17 +163,59 @@ def _table(header: Header, descriptor: str, data: str, item: Dataset | None, dom
     described = header.shorts(descriptor, data=item, signed=False)
     if len(described) != 3:
         raise Rejected("inconsistent_attributes", f"{descriptor} is not three numbers")
-    count, first, bits = described[0] or 1 << 16, _first(described[1], domain), described[2]
+    count, bits = described[0] or 1 << 16, described[2]
+    first = _first(described[1], count, domain)
     raw = header.value(data, data=item)
-    if isinstance(raw, bytes):
-        kind = "u1" if len(raw) < 2 * count else "<u2" if header.little_endian else ">u2"
-        entries = np.frombuffer(raw, kind, len(raw) // np.dtype(kind).itemsize)
-    else:
-        entries = np.array([int(v) & 0xFFFF for v in np.atleast_1d(np.asarray([] if raw is None else raw))])
+    entries = _entries(header, raw, wide=not isinstance(raw, bytes) or len(raw) >= 2 * count)
     if len(entries) < count:
         raise Rejected("inconsistent_attributes", f"{data} is shorter than its descriptor says")
     entries = entries[:count].astype(np.uint16)
     return Table(first, entries, max(bits, int(entries.max()).bit_length(), 1))
+
+
+def _entries(header: Header, raw: Any, *, wide: bool) -> Array:
+    """Of OB or OW, 8 or 16 bits each, or of US."""
+    if isinstance(raw, bytes):
+        kind = "u1" if not wide else "<u2" if header.little_endian else ">u2"
+        return np.frombuffer(raw, kind, len(raw) // np.dtype(kind).itemsize)
+    return np.array([int(v) & 0xFFFF for v in np.atleast_1d(np.asarray([] if raw is None else raw))])
+
+
+def _expanded(data: list[int], count: int, *, wide: bool) -> Array:
+    """Up to ``count`` entries of a segmented palette (PS3.3 C.7.9.2): values, ramps, and copies of earlier segments.
+
+    Where a copy starts is counted in bytes, least significant part first. ValueError where a segment is none, or as many
+    segments as no palette needs make nothing.
+    """
+    values: list[int] = []
+    steps = 0
+
+    def read(at: int, segments: int, *, copies: bool) -> None:
+        nonlocal steps
+        while segments and at + 1 < len(data) and len(values) < count:
+            kind, length = data[at : at + 2]
+            at, segments, steps = at + 2, segments - 1, steps + 1
+            if kind == 0:
+                values.extend(data[at : at + length])
+                at += length
+            elif kind == 1 and values and length:
+                ramp = np.linspace(values[-1], data[at], length + 1)[1:]
+                values.extend(np.around(ramp).astype(int).tolist())
+                at += 1
+            elif kind == 2 and values and copies:
+                parts, bits = (2, 16) if wide else (4, 8)
+                start = sum(part << bits * i for i, part in enumerate(data[at : at + parts]))
+                read(start // 2 if wide else start, length, copies=False)
+                at += parts
+            else:
+                raise ValueError
+            if steps > 1 << 18:
+                raise ValueError
+
+    read(0, len(data), copies=True)
+    if len(values) < count:
+        raise ValueError
+    return np.array(values[:count], np.uint16)
 
 
 def to_rgb(header: Header, stored: Array, layout: Layout) -> Array:
@@ -187,11 +238,12 @@ def _palette(header: Header, stored: Array) -> Array:
     domain = (float(np.iinfo(stored.dtype).min), float(np.iinfo(stored.dtype).max))
     if header.has("RedPaletteColorLookupTableData"):
         tables = [_table(header, f"{name}Descriptor", f"{name}Data", None, domain) for name in names]
-    else:  # segmented: expanded by looking up every input once
+    else:
         count, first, bits = header.shorts(f"{names[0]}Descriptor", signed=False)
-        first = _first(first, domain)
-        expanded = apply_color_lut(np.arange(first, first + (count or 1 << 16)), header.data)
-        tables = [Table(first, expanded[:, at].astype(np.uint16), bits) for at in range(3)]
+        count, wide = count or 1 << 16, bits > 8
+        data = [_entries(header, header.value(f"Segmented{name}Data"), wide=wide).tolist() for name in names]
+        first = _first(first, count, domain)
+        tables = [Table(first, _expanded(each, count, wide=wide), bits) for each in data]
     used = np.concatenate([table.values for table in tables])
     rgb = np.stack([table(stored) for table in tables], axis=-1)
     low, high = used & 0xFF, used >> 8

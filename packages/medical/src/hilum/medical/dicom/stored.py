@@ -5,6 +5,7 @@ A frame is read when it is asked for, so a long cine costs the memory of the fra
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
 
 from hilum.data.ledger import Rejected
-from hilum.medical.dicom.codecs import JPEG_XL, NATIVE, Codec, direct, installed
-from hilum.medical.dicom.codestream import Codestream, inspect, unwrapped
+from hilum.medical.dicom.codecs import GDCM, JPEG_XL, NATIVE, Codec, direct, installed
+from hilum.medical.dicom.codestream import Codestream, completed, inspect, unwrapped
 from hilum.medical.dicom.encapsulated import Pieces, fragments_of, frames_of, joined
 from hilum.medical.dicom.header import Header
 from hilum.medical.dicom.layout import Layout
@@ -25,6 +33,7 @@ from hilum.medical.dicom.layout import Layout
 Array = NDArray[Any]
 _CHUNK = 1 << 23  # pixels decoded at a time
 _WHOLE_WORDS = (JPEGLossless, JPEGLosslessSV1, RLELossless)  # unused bits travel along, as in uncompressed pixels
+_FOLLOWING = (bytes(8), b"\xff\0" * 8, b"\x55" * 8)  # after a stream that may be cut
 _SMALL = 1 << 26  # bytes of a decoded frame that are not worth a suspicion
 _DENSEST = 1000  # bytes that one byte of a large compressed frame may become; RLE makes 64
 
@@ -39,11 +48,6 @@ class Stored:
     codec_version: str
     frames: Sequence[Pieces] | None = None  # compressed
 
-    @property
-    def _vr(self) -> str:
-        assert self.header.pixels is not None
-        return self.header.pixels.vr
-
     def chunks(self, which: range | None = None) -> Iterator[tuple[range, Array]]:
         """Frames and their values (f,H,W) or (f,H,W,3), in order, a bounded number of pixels at a time."""
         which = range(self.layout.frames) if which is None else which
@@ -54,8 +58,6 @@ class Stored:
 
     def _native(self, which: range) -> Array:
         layout = self.layout
-        if self.header.big_endian_pixels and layout.allocated < 16 and self._vr != "OB":
-            return self._swapped(which)
         parts = [which] if which.step == 1 else [range(i, i + 1) for i in which]
         values = [self._run(part) for part in parts]
         stored = values[0] if len(values) == 1 else np.concatenate(values)
@@ -83,6 +85,15 @@ class Stored:
         return values.reshape(count, layout.rows, layout.columns, layout.samples)
 
     def _bytes(self, start: int, stop: int) -> bytearray:
+        """Of the value; bytes in big-endian words (PS3.5 8.1.1) are exchanged in pairs, which may span two frames."""
+        assert self.header.pixels is not None
+        if self.header.big_endian_pixels and self.layout.allocated < 16 and self.header.pixels.vr != "OB":
+            even = start // 2 * 2
+            words = np.frombuffer(self._read(even, -(-stop // 2) * 2), np.uint16).byteswap()
+            return bytearray(words.tobytes()[start - even : stop - even])
+        return self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> bytearray:
         assert self.header.pixels is not None
         data = bytearray(stop - start)
         with self.header.opened() as file:
@@ -91,26 +102,18 @@ class Stored:
                 raise Rejected("truncated_pixels", "the file ends inside its pixels")
         return data
 
-    def _swapped(self, which: range) -> Array:
-        """Bytes in big-endian words (PS3.5 8.1.1): pairs are exchanged, and a pair may span two frames."""
-        layout = self.layout
-        data = self._bytes(0, layout.bytes_of(layout.frames) // 2 * 2 + layout.bytes_of(layout.frames) % 2 * 2)
-        words = np.frombuffer(data, np.uint16).byteswap().view(np.uint8)
-        plain = replace(self.header, syntax=str(ExplicitVRLittleEndian), inflated=words.tobytes())
-        assert plain.pixels is not None
-        plain.pixels = replace(plain.pixels, offset=0)
-        return Stored(plain, layout, self.codec, self.codec_version)._native(which)
-
     def _as_array(self, data: bytes, frames: int, plugin: str, **options: Any) -> tuple[Array, dict[str, Any]]:
         assert self.header.pixels is not None
         layout = self.layout
+        # gdcm ends the process where fewer than 8 bits are stored in 8; they are cut to what is stored later on.
+        stored = 8 if plugin == "gdcm" and layout.allocated == 8 else layout.stored
         options |= {
             "rows": layout.rows,
             "columns": layout.columns,
             "number_of_frames": frames,
             "samples_per_pixel": layout.samples,
             "bits_allocated": layout.allocated,
-            "bits_stored": layout.stored,
+            "bits_stored": stored,
             "pixel_representation": int(layout.kind == "i"),
             "photometric_interpretation": layout.photometric,
             # Of uncompressed pixels alone; a stream has its own order, which the plug-in knows (PS3.5 8.2).
@@ -129,12 +132,36 @@ class Stored:
 
     def _decode(self, data: bytes) -> Array:
         """One compressed frame, by the first codec that can; the others are asked only where it fails."""
-        data = unwrapped(data)
+        data = completed(unwrapped(data))
         stream = self._compare(data)
+        ended = stream is None or stream.ended
+        return self._conform(self._values(data, stream) if ended else self._unended(data, stream), stream)
+
+    def _unended(self, data: bytes, stream: Codestream | None) -> Array:
+        """Of a JPEG without its end marker, which some writers forget or cut: codecs make up what a cut stream lacks, so
+        it is whole only where its pixels do not depend on what follows. CharLS itself takes no more and no less."""
+        following = (b"",) if self.header.syntax in JPEGLSTransferSyntaxes else _FOLLOWING
+        sure = data.rstrip(b"\0").removesuffix(b"\xff")  # without padding, and half of a marker
+        found: list[Array] = []
+        for each in following:
+            with contextlib.suppress(Rejected):
+                found.append(self._values(sure + each + b"\xff\xd9", stream))
+        if len(found) < len(following) or not all(np.array_equal(found[0], other) for other in found[1:]):
+            raise Rejected("truncated_pixels", "a compressed frame ends too early, without its end marker")
+        self.header.note("missing_delimiter")
+        return found[0]
+
+    def _values(self, data: bytes, stream: Codestream | None) -> Array:
         failures = []
-        for codec, version in installed(self.header.syntax):
+        codecs = installed(self.header.syntax)
+        if self.header.syntax == JPEGExtended12Bit and stream is not None and stream.precision == 8:
+            codecs = codecs[::-1]  # a baseline stream but for its name: by the codec, and the colours, of those
+        for codec, version in codecs:
+            if codec is GDCM and self.layout.allocated > 16:  # it would end the process
+                failures.append(f"{codec.name}: more than 16 bits")
+                continue
             try:
-                values = self._by(codec, data)
+                values = self._by(codec, data, stream)
             except (Rejected, MemoryError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a panic of a codec written in Rust is no Exception
@@ -142,11 +169,14 @@ class Stored:
                 continue
             if codec.name != self.codec:
                 self.codec, self.codec_version = codec.name, version
-            return self._conform(values, stream)
+            return values
         raise Rejected("codec_error", "no codec decodes it (" + ", ".join(failures) + ")")
 
-    def _by(self, codec: Codec, data: bytes) -> Array:
+    def _by(self, codec: Codec, data: bytes, stream: Codestream | None) -> Array:
         layout = self.layout
+        if layout.photometric == "RGB" and stream is not None and stream.subsampled:
+            self.header.note("photometric_mismatch")  # chrominance alone is ever subsampled
+            self.layout = layout = replace(layout, photometric="YBR_FULL_422")
         if codec.plugin is None:
             values = direct(self.header.syntax)(data)
             self.layout = replace(layout, photometric="RGB") if layout.colour else layout
@@ -194,9 +224,13 @@ class Stored:
         if self.header.syntax in JPEG_XL and not np.array_equal(cleaned, values):
             raise Rejected("inconsistent_attributes", "the compressed stream has values beyond BitsStored")
         if precision > layout.stored:
-            if self.header.syntax not in _WHOLE_WORDS and not np.array_equal(cleaned, wide):
+            # A stream that knows no sign may hold negative values cut to BitsStored.
+            fits = stream is not None and stream.signed is None and not (wide >> layout.stored).any()
+            if self.header.syntax not in _WHOLE_WORDS and not fits and not np.array_equal(cleaned, wide):
                 raise Rejected("inconsistent_attributes", "the compressed stream has values beyond BitsStored")
             self.header.note("codestream_precision")
+        elif precision < layout.stored and layout.kind == "i" and stream is not None and stream.signed is None:
+            self.header.note("codestream_precision")  # where its negative values would lie is not known
         return cleaned
 
 

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from hilum.core.errors import HilumError
 from hilum.core.types import Window
+from hilum.data.ledger import Rejected
 from hilum.medical.dicom.header import Header
 from hilum.medical.dicom.layout import GREY, PALETTE, Layout
 from hilum.medical.dicom.lut import Modality, table_of
@@ -39,47 +40,66 @@ def window_of(
     """(window on modality values, function): the file's own, or None where it has none.
 
     ``voi``: ``auto`` (VOI LUT Sequence, else the first window), an index, an explanation such as ``LUNG``, one of
-    PRESETS where the values are HU, or ``none``. ``frame`` is the one whose functional group is asked (PS3.3
-    C.7.6.16.2.10). The function is ``linear``, ``linear_exact``, ``sigmoid``, ``lut`` or ``none``.
+    PRESETS where the values are HU, or ``none``. Indexes count the windows, then the VOI LUTs; an explanation may be a
+    window's or a VOI LUT's. ``frame`` is the one whose functional group is asked (PS3.3 C.7.6.16.2.10). The function is
+    ``linear``, ``linear_exact``, ``sigmoid``, ``lut`` or ``none``.
     """
     if layout.photometric not in GREY or voi == "none":
         return None, "none"
     item = header.functional(frame, "FrameVOILUTSequence")
-    sequence = header.value("VOILUTSequence")
-    if sequence and voi == "auto":
-        table = table_of(header, sequence[0], modality.span(layout.span))
-        entries = tuple((table.values / ((1 << table.bits) - 1)).tolist())
-        return Window(float(table.first), float(table.first + len(entries) - 1), "table", entries, "voi lut 0"), "lut"
+    tables = (header.value("VOILUTSequence", data=item) if item is not None else None) or []
+    if not tables and (item is None or not header.has("WindowCenter", data=item)):
+        tables = header.value("VOILUTSequence") or []
     centres, widths = (header.numbers(k, data=item, gaps=True) for k in ("WindowCenter", "WindowWidth"))
     count = min(len(centres), len(widths))
-    names = _explanations(header, item, count)
+    names = _explanations(header, "WindowCenterWidthExplanation", item, count)
+    names += [_explanations(header, "LUTExplanation", table, 1)[0] for table in tables]
     preset = isinstance(voi, str) and voi.lower() in PRESETS
-    if not count and not preset:
+    if not names and not preset:
         return None, "none"
-    at = _choose(voi, names, count)
+    first = next((i for i in range(count) if _finite(centres[i], widths[i])), 0)
+    at = _choose(voi, names, count if tables else first)
     if at is None:
         return _preset(str(voi).lower(), modality), "linear"
+    if at >= count:
+        try:
+            table = table_of(header, tables[at - count], modality.span(layout.span))
+        except Rejected:  # of the display alone: its values are what they are
+            header.note("bad_window")
+            if voi != "auto" or not count:
+                return None, "none"
+            at = first
+        else:
+            entries = tuple((table.values / ((1 << table.bits) - 1)).tolist())
+            source = f"voi lut {at - count}" + (f" ({names[at]})" if names[at] else "")
+            return Window(float(table.first), float(table.first + len(entries) - 1), "table", entries, source), "lut"
     function = str(header.value("VOILUTFunction", data=item) or "LINEAR").strip(" \0").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         header.note("unknown_voi_function")
         function = "LINEAR"
     centre, width = centres[at], widths[at]
-    sound = math.isfinite(centre) and math.isfinite(width)
-    if not sound or not (width >= 1 if function == "LINEAR" else width > 0):
+    if not _finite(centre, width) or not (width >= 1 if function == "LINEAR" else width > 0):
         header.note("bad_window")
         return None, "none"
     source = f"window {at}" + (f" ({names[at]})" if names[at] else "")
     return window(centre, width, function, source=source), function.lower()
 
 
+def _finite(centre: float, width: float) -> bool:
+    return math.isfinite(centre) and math.isfinite(width)
+
+
 def differs_by_frame(header: Header, frames: int) -> bool:
     """Whether functional groups state several windows: one image has one, that of the first frame asked for."""
     if frames < 2 or not header.has("PerFrameFunctionalGroupsSequence"):
         return False
-    first: list[list[float]] | None = None
+    first: list[Any] | None = None
     for frame in range(frames):
         item = header.functional(frame, "FrameVOILUTSequence")
-        found = [header.numbers(k, data=item) for k in ("WindowCenter", "WindowWidth")] if item is not None else []
+        found: list[Any] = []
+        if item is not None:
+            found = [header.numbers(k, data=item) for k in ("WindowCenter", "WindowWidth")]
+            found += [header.value("LUTData", data=t) for t in header.value("VOILUTSequence", data=item) or []]
         first = found if first is None else first
         if found != first:
             return True
@@ -122,10 +142,10 @@ def mirrored(window: Window) -> Window:
     return Window(-window.hi, -window.lo, window.kind, table, window.source)
 
 
-def _choose(voi: str | int, names: list[str], count: int) -> int | None:
+def _choose(voi: str | int, names: list[str], first: int) -> int | None:
     """Which of the file's windows; None for a preset. The file's own window of that name goes first."""
     if voi == "auto":
-        return 0
+        return first
     if isinstance(voi, str) and not voi.isdigit():
         name = voi.upper().replace("_", " ")
         if name in names:
@@ -135,13 +155,13 @@ def _choose(voi: str | int, names: list[str], count: int) -> int | None:
         raise HilumError(
             f"the file has no window named {voi!r}", fix=f"an index, voi: auto, or one of {', '.join(PRESETS)}"
         )
-    if int(voi) >= count or int(voi) < 0:
-        raise HilumError(f"the file has {count} windows, none with the index {voi}", fix="voi: auto")
+    if int(voi) >= len(names) or int(voi) < 0:
+        raise HilumError(f"the file has {len(names)} windows, none with the index {voi}", fix="voi: auto")
     return int(voi)
 
 
-def _explanations(header: Header, item: Dataset | None, count: int) -> list[str]:
-    value = header.value("WindowCenterWidthExplanation", data=item)
-    texts = [value] if isinstance(value, str) else list(value or [])
+def _explanations(header: Header, keyword: str, item: Dataset | None, count: int) -> list[str]:
+    value = header.value(keyword, data=item)
+    texts = [value] if isinstance(value, str) else list(value) if hasattr(value, "append") else []
     names = [t if (t := str(text).strip(" \0").upper()) in EXPLANATIONS else "" for text in texts]
     return (names + [""] * count)[:count]

@@ -47,7 +47,7 @@ class Certificates:
     def __post_init__(self) -> None:
         for option, file in (("--tls-ca", self.authorities), ("--tls-cert", self.own), ("--tls-key", self.key)):
             if file is not None and not file.is_file():
-                raise HilumError("there is no such certificate file", where=option)
+                raise HilumError("there is no such certificate file", where=option, fix="the path of a PEM file")
         if self.key is not None and self.own is None:
             raise HilumError("--tls-key needs --tls-cert", fix="give both, or neither")
 
@@ -114,4 +114,4 @@ def is_loopback(host: str) -> bool:
 
 
 def _wrong(why: str, near: str = "") -> HilumError:
-    return HilumError(f"the address cannot be used: {why}", fix=near or f"{WEB} or {DIMSE}")
+    return HilumError(f"the address cannot be used: {why}", where="SOURCE or DEST", fix=near or f"{WEB} or {DIMSE}")

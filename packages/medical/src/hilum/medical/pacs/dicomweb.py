@@ -20,6 +20,7 @@ from hilum.medical.pacs.multipart import CHUNK, FileBody, boundary_of, copy_part
 from hilum.medical.pacs.query import ANSWERS, ASKED, Answer
 from hilum.medical.pacs.transfer import Arrival, Manners, Pace, Ref, Trouble
 
+_ADDRESS = "the archive's address"
 _PAGE = 500  # answers a query asks for at a time
 _JSON = 1 << 26  # bytes of one page
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -192,6 +193,11 @@ class DicomWeb:
         with _told(), self._session.post(f"{self._base}/studies", data=body, headers=headers) as response:
             if response.status_code == 409:
                 raise Trouble("refused")
+            if response.status_code in (404, 405):  # no other file would be taken either
+                told = f"nothing takes images at this address (HTTP {response.status_code})"
+                raise HilumError(
+                    told, where="DEST", fix="the base of a service with STOW, as in https://host/dicom-web"
+                )
             response.raise_for_status()
 
     def close(self) -> None:
@@ -204,11 +210,14 @@ def _told() -> Iterator[None]:
     try:
         yield
     except requests.TooManyRedirects:
-        raise HilumError("the archive redirects", fix="give the address that it redirects to") from None
+        raise HilumError("the archive redirects", where=_ADDRESS, fix="give the address that it redirects to") from None
     except requests.HTTPError as error:
         raise _status(error.response) from None
-    except requests.exceptions.SSLError:
-        raise HilumError("the archive's certificate is not trusted", fix="--tls-ca with its authority") from None
+    except requests.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise HilumError("the archive does not speak TLS as we do", where=_ADDRESS, fix="check its port") from None
+        told = "the archive's certificate is not trusted"
+        raise HilumError(told, where=_ADDRESS, fix="--tls-ca with its authority, and the name it is made for") from None
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise Trouble("timeout", again=True) from None
     except requests.exceptions.JSONDecodeError:
@@ -222,7 +231,8 @@ def _told() -> Iterator[None]:
 def _status(response: requests.Response | None) -> Exception:
     code = 0 if response is None else response.status_code
     if code in (401, 403, 407):
-        return HilumError(f"the archive does not let us in (HTTP {code})", fix=f"set {TOKEN}, or use ~/.netrc")
+        told = f"the archive does not let us in (HTTP {code})"
+        return HilumError(told, where=_ADDRESS, fix=f"set {TOKEN}, or use ~/.netrc")
     if code in _PASSING:
         after = "" if response is None else response.headers.get("Retry-After", "")
         return Trouble(f"http_{code}", again=True, after=float(after) if after.isdecimal() else 0.0)

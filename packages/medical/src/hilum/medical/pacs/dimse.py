@@ -192,9 +192,11 @@ class Dimse:
     def _associate(self, contexts: list[Any], most: int, roles: Sequence[Any] = ()) -> Any:
         guard = Guard(most, _patience(self._manners))
         handlers, to = [(evt.EVT_CONN_OPEN, guard.attach)], self._to
-        association = self._ae.associate(
-            to.host, to.port, contexts, to.called, PDU, ext_neg=list(roles), tls_args=self._tls, evt_handlers=handlers
-        )
+        more: dict[str, Any] = {"ext_neg": list(roles), "tls_args": self._tls, "evt_handlers": handlers}
+        try:
+            association = self._ae.associate(to.host, to.port, contexts, to.called, PDU, **more)
+        except OSError:  # the host has no address
+            raise Trouble("unreachable", again=True) from None
         asked = {c.context_id: c for c in association.requestor.requested_contexts}
         refused = {
             (str(asked[c.context_id].abstract_syntax), str(syntax)): c.result
@@ -315,7 +317,8 @@ def _rejection(association: Any) -> Exception:
     told = {(1, 3): "it does not know our AE title (calling=)", (1, 7): "its AE title is another"}.get(
         (source or 0, why or 0), "it gives no usable reason"
     )
-    return HilumError(f"the archive refuses the association: {told}", fix="dimse://AET@host:port?calling=TITLE")
+    fix = "dimse://AET@host:port?calling=TITLE, and what its keeper has registered"
+    return HilumError(f"the archive refuses the association: {told}", where="the archive's address", fix=fix)
 
 
 def _release(association: Any) -> None:

@@ -26,6 +26,8 @@ from hilum.medical.pacs.transfer import (
     sha256_of,
 )
 
+_Asked = tuple[list[Ref], Query]
+
 
 @dataclass
 class Pulled:
@@ -66,13 +68,13 @@ def pull(
     result = Pulled()
     plan = _plan(peer, queries, result, limit)
     if dry_run:
-        result.found = sum(len(refs) for refs in plan) + result.invalid
+        result.found = sum(len(refs) for refs, _ in plan) + result.invalid
         return result
     with private_folder(out) as incoming:
         work = _Work(peer, out, incoming, Ledger(out, key, manners.tell), manners, result)
         try:
-            for refs in plan:
-                work.series(refs)
+            for refs, query in plan:
+                work.series(refs, query)
         finally:
             counts = work.ledger.counts
             result.received, result.skipped, result.failed = (counts[n] for n in ("received", "skipped", "failed"))
@@ -84,22 +86,26 @@ def pull(
     return result
 
 
-def _plan(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int | None) -> Iterator[list[Ref]]:
-    """Instances to fetch, series by series; each study once, however many queries it answers."""
+def _plan(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int | None) -> Iterator[_Asked]:
+    """Instances to fetch, series by series, and what was asked; each study once, however many queries it answers."""
     try:
         yield from _matching(peer, queries, result, limit)
     except Trouble as trouble:
-        fix = "check the address and the network; then the same command goes on"
-        if trouble.reason in ("http_401", "http_403", "refused"):
-            fix = "HILUM_DICOMWEB_TOKEN, or ~/.netrc, must hold what this archive asks for"
-        elif trouble.reason in ("unexpected_answer", "not_found") or trouble.reason.startswith("http_4"):
-            fix = "check the address: it is the base of the service, as in https://host/dicom-web"
-        raise HilumError(
-            f"the archive gives no answer to a query ({trouble.reason})", where="SOURCE", fix=fix
-        ) from None
+        told = f"the archive gives no answer to a query ({trouble.reason})"
+        raise HilumError(told, where="SOURCE", fix=_way_out(trouble.reason)) from None
 
 
-def _matching(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int | None) -> Iterator[list[Ref]]:
+def _way_out(reason: str) -> str:
+    if reason == "too_many_answers":
+        return "narrow the query, for instance by --date"
+    if reason.endswith("refused") or reason.startswith("status_"):  # DIMSE
+        return "ask the archive's keeper to let this AE title query it"
+    if reason in ("unexpected_answer", "not_found") or reason.startswith("http_4"):
+        return "check the address: it is the base of the service, as in https://host/dicom-web"
+    return "check the address and the network; then the same command goes on"
+
+
+def _matching(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int | None) -> Iterator[_Asked]:
     left = float("inf") if limit is None else limit
     seen: set[str] = set()
     for query in queries:
@@ -123,7 +129,7 @@ def _matching(peer: Peer, queries: Iterable[Query], result: Pulled, limit: int |
                 result.cut |= len(kept) < len(refs)
                 left -= len(kept)
                 result.series += 1
-                yield kept
+                yield kept, query
 
 
 def _series(peer: Peer, study: str, query: Query, result: Pulled) -> Iterator[list[Ref]]:
@@ -157,8 +163,10 @@ class _Work:
     manners: Manners
     result: Pulled
     silent: int = 0
+    query: Query = field(default_factory=Query)
 
-    def series(self, refs: Sequence[Ref]) -> None:
+    def series(self, refs: Sequence[Ref], query: Query) -> None:
+        self.query = query
         missing = [ref for ref in refs if not self._present(ref)]
         for at in range(0, len(missing), self.peer.batch):
             self._batch(missing[at : at + self.peer.batch])
@@ -179,7 +187,7 @@ class _Work:
             described = describe(target, self.manners.limits)
         except Trouble:
             return False
-        if not _same(described.ref, ref):
+        if not _same(described.ref, ref) or self.query.contradiction(described.told):
             return False
         size = target.stat().st_size
         self.ledger.add(ref, "skipped", "present", bytes=size, sha256=digest, transfer_syntax=described.syntax)
@@ -231,6 +239,8 @@ class _Work:
             described = describe(file, self.manners.limits)
             if not _same(described.ref, ref):
                 raise Trouble("wrong_instance")
+            if keyword := self.query.contradiction(described.told):  # of another patient
+                raise Trouble(f"wrong_instance:{keyword}")
         except Trouble as trouble:
             file.unlink(missing_ok=True)
             self.ledger.add(ref, "failed", trouble.reason, attempts=attempts)

@@ -70,10 +70,15 @@ def push(
     the archive holds already is skipped where it is the same, and a failure where it is not.
     """
     items = [_item(file, manners) for file in _files(paths)]
+    if not items:
+        raise HilumError(
+            "there is no file at any of the paths", where="PATHS", fix="give files or folders that hold some"
+        )
     named = sum(i.described is not None and not i.described.deidentified for i in items)
     if named and not identified:
         raise HilumError(
             f"{named} of {len(items)} files may name their patients: PatientIdentityRemoved is not YES",
+            where="PATHS",
             fix="hilum deid IN OUT first, or --identified where these may leave as they are",
         )
     result = Pushed(found=len(items))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hilum.core.errors import HilumError
+from hilum.data.identity import normalise
 from hilum.data.tables import Table, is_blank
 
 Answer = Mapping[str, str]  # keyword -> value; several are joined by backslashes
@@ -50,6 +51,16 @@ class Query:
         day = study.get("StudyDate", "").replace(".", "").strip()  # dots: ACR-NEMA
         first, last = self.dates
         return bool(re.fullmatch(r"\d{8}", day)) and (first or "0") <= day <= (last or "9")
+
+    def contradiction(self, told: Answer) -> str:
+        """Keyword of a criterion that a file itself contradicts, or an empty text. An archive may repeat the question
+        as if it were the answer; a file that does not say whose it is contradicts nothing, and spellings of one
+        identifier are one (FORMATS 4)."""
+        for keyword, value in self.exact:
+            own = normalise(told.get(keyword, ""))
+            if own and own != normalise(value):
+                return keyword
+        return ""
 
     def wants(self, series: Answer) -> bool:
         return not self.modality or _plain(series.get("Modality", "")).upper() == self.modality
@@ -99,7 +110,7 @@ def _column(text: str) -> tuple[str, list[str]]:
         if not is_blank(cell):
             values.append(_value(cell, keyword, where=f"row {row} of --from"))
     if not values:
-        raise HilumError("every row of the column is blank", where="--from")
+        raise HilumError("every row of the column is blank", where="--from", fix="name another column")
     return keyword, values
 
 
@@ -107,9 +118,11 @@ def _value(text: str, keyword: str, *, where: str = "") -> str:
     """One exact value: a wildcard, a list or a blank would match what nobody asked for (PS3.4 C.2.2.2)."""
     value = text.strip()
     if not value or len(value) > 64 or re.search(r"[*?\\\x00-\x1f\x7f]", value):
-        raise HilumError(f"one {keyword} without wildcards is needed", where=where or f"--{_option(keyword)}")
+        told, fix = f"one {keyword} without wildcards is needed", "one value; several come by --from TABLE.csv:COLUMN"
+        raise HilumError(told, where=where or f"--{_option(keyword)}", fix=fix)
     if keyword == "StudyInstanceUID" and not is_uid(value):
-        raise HilumError("a UID has digits and dots, 64 characters at most", where=where or "--study")
+        told, fix = "a UID has digits and dots, 64 characters at most", "the StudyInstanceUID, not the StudyID"
+        raise HilumError(told, where=where or "--study", fix=fix)
     return value
 
 

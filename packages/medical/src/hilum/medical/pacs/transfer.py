@@ -286,6 +286,7 @@ class Described:
     ref: Ref
     syntax: str
     deidentified: bool = False  # PatientIdentityRemoved is YES; False where nobody asked
+    told: Answer = field(default_factory=dict)  # PatientID, AccessionNumber
 
 
 def describe(file: Path, limits: Limits, *, marks: bool = False) -> Described:
@@ -305,7 +306,8 @@ def describe(file: Path, limits: Limits, *, marks: bool = False) -> Described:
     if not (study and series and instance):
         raise Trouble("missing_attribute")
     ref = Ref(study, series, instance, header.sop_class)
-    return Described(ref, header.syntax, marks and _deidentified(file, header.inflated))
+    told = {k: header.identifier(k) or "" for k in ("PatientID", "AccessionNumber")}
+    return Described(ref, header.syntax, marks and _deidentified(file, header.inflated), told)
 
 
 def _deidentified(file: Path, inflated: bytes | None) -> bool:

@@ -78,6 +78,8 @@ def pull(
     else:
         print(f"found {result.found} = received {result.received} + skipped {result.skipped} + failed {result.failed}")
     print(*_reasons(result.reasons), sep="\n", end="\n" if result.reasons else "")
+    if not result.found and not result.unasked:
+        print("nothing in the archive matches: all criteria hold at once, and values are compared exactly")
     if result.unasked:
         print(f"{result.unasked} studies that the archive answered do not match and were left out")
     if result.cut:

@@ -74,12 +74,16 @@ def frames_of(row: Mapping[str, Any]) -> list[Frame]:
 
 
 def parted(frames: Sequence[Frame]) -> tuple[list[Part], list[str]]:
-    """Parts by localiser, size, spacing, orientation and stack, and the problems that this shows.
+    """Parts by localiser, frame of reference, size, spacing, orientation and stack, and the problems that this shows.
 
     Localisers and planes without a place do not count as mixing: they are no slices of anything.
     """
     parts = _split([Part(frames)], "localizer", lambda f: bool(f.keys.get("localizer")), lambda v: str(int(v)))
     parts = _split(parts, "placed", lambda f: f.placed, lambda v: str(int(v)))
+    references = sorted({v for f in frames if f.placed and (v := f.keys.get("frame_of_reference")) is not None})
+    if len(references) > 1:  # positions of different origins; their order in the series' numbers is all that is told
+        number = {value: at for at, value in enumerate(references, 1)}
+        parts = _split(parts, "frame_of_reference", lambda f: number.get(f.keys.get("frame_of_reference", -1.0)), str)
     parts = _split(parts, "size", lambda f: f.size, lambda v: f"{v[0]}x{v[1]}")
     known = sorted({f.spacing for f in frames if f.spacing is not None})
     spacings = _representatives(known, lambda a: _SPACING * float(np.abs(a).max()))
@@ -90,6 +94,7 @@ def parted(frames: Sequence[Frame]) -> tuple[list[Part], list[str]]:
     slices = [p.frames[0] for p in parts if p.frames[0].placed and not p.frames[0].keys.get("localizer")]
     problems = []
     for code, values in (
+        ("mixed_frame_of_reference", {f.keys.get("frame_of_reference") for f in slices} if references[1:] else ()),
         ("mixed_size", {f.size for f in slices}),
         ("mixed_spacing", {spacings.get(f.spacing) for f in slices}),
         ("mixed_orientation", {directions.get(f.axes) for f in slices}),

@@ -21,7 +21,8 @@ Array = NDArray[Any]
 @dataclass(frozen=True, slots=True)
 class Plane:
     """``stored`` (J,I); modality values are ``stored * slope + intercept``, whatever polarity it displays with.
-    ``valid`` (J,I) is False on padding, None where every pixel counts."""
+    ``valid`` (J,I) is False on padding, None where every pixel counts. ``reference``: what its position is measured
+    from (FrameOfReferenceUID; never written or shown), empty where the file does not say."""
 
     stored: Array
     slope: float
@@ -29,6 +30,7 @@ class Plane:
     valid: NDArray[np.bool_] | None
     unit: str | None
     codec: tuple[str, str]  # name and version
+    reference: str = ""
 
 
 def planes_of(path: Path, row: Mapping[str, Any], numbers: Sequence[int], limits: Limits) -> Iterator[Plane]:
@@ -56,7 +58,7 @@ def _dicom(path: Path, numbers: Sequence[int], limits: Limits) -> Iterator[Plane
         image = open_image(path, limits)
         if not image.grey:
             raise HilumError("a volume of colour images has no modality values")
-        lines = image.modality
+        lines, reference = image.modality, image.header.identifier("FrameOfReferenceUID") or ""
         for number in numbers:
             if number >= image.layout.frames:
                 raise Rejected("inconsistent_attributes", "the file has fewer frames than when it was indexed")
@@ -68,4 +70,5 @@ def _dicom(path: Path, numbers: Sequence[int], limits: Limits) -> Iterator[Plane
                     at = number if len(lines.slopes) > 1 else 0
                     slope, intercept = float(lines.slopes[at]), float(lines.intercepts[at])
                 codec = image.stored.codec, image.stored.codec_version
-                yield Plane(plane, slope, intercept, None if valid is None else valid[0], lines.unit, codec)
+                kept = None if valid is None else valid[0]
+                yield Plane(plane, slope, intercept, kept, lines.unit, codec, reference)

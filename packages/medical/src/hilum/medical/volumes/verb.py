@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
+import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from hilum.medical.volumes.volume import Volume, open_volume, refusal, series_ro
 
 COLUMNS = ["volume_id", "series_id", "group_id", "study_id", "modality", "status", "reason", "problems", "file"]
 COLUMNS += ["slices", "rows", "columns"]
+_FRESH = "name another --out, or remove what is there"
 
 
 @dataclass(frozen=True)
@@ -60,20 +66,46 @@ def volumes(
         raise HilumError(f"the study has no volume {absent[0]!r}", where=str(study), fix=fix)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         told = f"the folder cannot be written: {error.strerror}"
         raise HilumError(told, where=str(out), fix="choose another --out") from None
+    before = _before(out, rows, asked=bool(volume))
     lines, counts = [], Counter[str]()
     for row in rows:
         for line in _written(known, row, options, out):
             lines.append(line)
             counts[line[COLUMNS.index("status")]] += 1
-    write_csv([COLUMNS, *lines], out / "volumes.csv")
+    write_csv([COLUMNS, *sorted(before, key=lambda line: line[0]), *lines], out / "volumes.csv")
     for status, n in sorted(counts.items()):
         print(f"{n:>6}  {status}")
     print(f"table: {out / 'volumes.csv'}")
     failed = counts["failed"]
     return VolumesResult(counts["written"], counts["left_out"], failed, lines, 3 if failed else 0)
+
+
+def _before(out: Path, rows: Sequence[Mapping[str, Any]], *, asked: bool) -> list[list[str]]:
+    """Lines of an earlier table in the folder that stay: those of other volumes where single ones were ``asked`` for.
+    Files that neither table would tell of are refused, since nothing would say how they were made."""
+    try:
+        text = (out / "volumes.csv").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        raise HilumError("the table of the folder cannot be read", where=str(out / "volumes.csv"), fix=_FRESH) from None
+    header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    if header != COLUMNS or any(len(line) != len(COLUMNS) for line in lines):
+        raise HilumError("a table of something else is in the folder", where=str(out / "volumes.csv"), fix=_FRESH)
+    mine = {row["volume_id"] for row in rows if asked or (row["usable"] and row["affine_lps"] is not None)}
+    others = [line for line in lines if line[0] not in mine]
+    if not asked and any(line[COLUMNS.index("file")] for line in others):
+        raise HilumError(
+            "the folder holds volumes of another study or of other options, which this run does not write",
+            where=str(out),
+            fix=_FRESH,
+        )
+    return others if asked else []
 
 
 def _rows(study: Study, options: frozenset[str]) -> list[dict[str, Any]]:

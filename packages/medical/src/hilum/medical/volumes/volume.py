@@ -244,13 +244,17 @@ class _Grid:
         self.slopes, self.intercepts = np.ones(shape[0]), np.zeros(shape[0])
         self.there = np.zeros(shape[0], bool)
         self.unit: str | None = None
+        self.reference = ""
         self.codecs: set[tuple[str, str]] = set()
 
     def add(self, at: int, plane: Plane) -> None:
         """Slice ``at`` of the plan."""
         if plane.stored.shape != self.shape[1:]:
             raise HilumError("a slice has another size than when it was indexed", fix="index the archive again")
-        self.unit = plane.unit
+        if plane.reference and self.reference and plane.reference != self.reference:
+            told = "its slices are measured in several frames of reference: their positions are no places of one grid"
+            raise HilumError(told, fix="find out which slices belong together (FrameOfReferenceUID)")
+        self.unit, self.reference = plane.unit, plane.reference or self.reference
         self.codecs.add(plane.codec)
         if self.resampled:
             self._blend(at, plane)
