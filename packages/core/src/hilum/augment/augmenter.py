@@ -37,7 +37,8 @@ def resolve_backend(backend: str, *, cpu: bool) -> str:
     return backend if backend != "auto" else "compiled" if cpu and compiled.installed() else "reference"
 
 
-def _pixels(backend: str) -> Callable[..., Tensor]:
+def pixels_of(backend: str) -> Callable[..., Tensor]:
+    """The ``apply`` of a resolved back-end."""
     if backend == "triton":
         from hilum.augment.triton import apply  # imports triton
 
@@ -129,7 +130,7 @@ class Augmenter:
             rows = list(reference.rows_of(images))
             drawn[view] = [self._stored(view, m, x, train) for m, x in zip(batch.meta, rows, strict=True)]
             back_end = resolve_backend(self.backend, cpu=not rows or rows[0].device.type == "cpu")
-            views[view] = _pixels(back_end)(images, drawn[view], batch.meta, self._policies[view, train], view=view)
+            views[view] = pixels_of(back_end)(images, drawn[view], batch.meta, self._policies[view, train], view=view)
         valid = dict(batch.valid)
         for name in sorted(self.followers.keys() & batch.views.keys()):
             image, told = str(self._image_of(name)), self.followers[name]
