@@ -20,6 +20,7 @@ import pytest
 from fake.archive import by_path, index
 from fake.dicom import phantom, write
 from fake.hostile_intake import HostileIntake
+from fake.volumes import places, slices
 
 from hilum.core.errors import HilumError
 from hilum.core.types import IndexRow, Limits
@@ -29,6 +30,7 @@ from hilum.data.journal import Journal
 from hilum.data.ledger import STATE
 from hilum.data.pool import Pool
 from hilum.data.state import in_order, places_of
+from hilum.medical.dicom.intake import DicomIntake
 
 DRIVER = """
 import sys
@@ -391,3 +393,68 @@ def test_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(HilumError, match=r"cannot write a\.json") as told:
         ledger.write_json({}, tmp_path / "file" / "a.json")
     assert told.value.where == str(tmp_path / "file")
+
+
+class Dying(DicomIntake):
+    """Dies with the pixels of one file, or with its header, too."""
+
+    def read(self, path: Path, limits: Limits) -> list[IndexRow]:
+        if path.name == "3.dcm":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(path, limits)
+
+
+class DyingTwice(Dying):
+    def read_header(self, path: Path, limits: Limits) -> list[IndexRow]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("intake", [Dying(), DyingTwice()])
+def test_a_file_that_ends_its_reader_is_known_to_lack_in_its_volume(intake: Any, tmp_path: Path) -> None:
+    slices(tmp_path / "root", places())
+    names = sorted(f.name for f in (tmp_path / "root").iterdir())
+    (tmp_path / "root" / names[-1]).rename(tmp_path / "root" / "3.dcm")
+    result = index(tmp_path / "root", tmp_path / "out", intakes=[intake], workers=1)
+    assert result.counts["reasons"] == {"resource_limit": 1}
+    (volume,) = ledger.pq.read_table(tmp_path / "out" / "series.parquet").to_pylist()
+    known = not isinstance(intake, DyingTwice)
+    assert volume["usable"] != known and any(p.startswith("lost_slices:1") for p in volume["problems"]) == known
+    row = by_path(tmp_path / "out")["3.dcm"]
+    assert row["status"] == "quarantined" and (row["series_id"] is not None) == known and row["stored_sha256"] is None
+
+
+def test_which_files_came_first_does_not_decide_whose_they_are(tmp_path: Path) -> None:
+    """A bare identifier of one issuer is that issuer's, until a second issuer uses it."""
+    root = tmp_path / "root"
+    for name, issuer in (("a", "H1"), ("b", None)):
+        write(root / f"{name}.dcm", phantom(ord(name)), patient="AB-7", study=ord(name), IssuerOfPatientID=issuer)
+    first = index(root, tmp_path / "out")
+    assert len((first.study / "private/merges.csv").read_text().splitlines()) == 3
+    write(root / "c.dcm", phantom(3), patient="AB-7", study=3, IssuerOfPatientID="H2")
+    index(root, tmp_path / "out")
+    index(root, tmp_path / "fresh")
+    for name in ("index.parquet", "private/merges.csv", "private/root.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    rows = by_path(tmp_path / "out")
+    assert rows["b.dcm"]["problems"] == ["issuer_missing"] and not rows["b.dcm"]["group_known"]
+    lines = (tmp_path / "out/private/merges.csv").read_text() + ",AB-7,H1,ab7\n"
+    (tmp_path / "out/private/merges.csv").write_text(lines)  # the user knows
+    for _ in range(2):
+        index(root, tmp_path / "out")
+        rows = by_path(tmp_path / "out")
+        assert ",AB-7,H1,ab7" in (tmp_path / "out/private/merges.csv").read_text()
+        assert rows["b.dcm"]["problems"] == [] and rows["b.dcm"]["group_known"]
+
+
+def test_equal_pixels_of_another_meaning_are_no_copies(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    same = {"patient": "P", "study": 1}
+    write(root / "a.dcm", phantom(), **same, SOPInstanceUID="1.2.3", RescaleSlope=1, RescaleIntercept=-1024)
+    write(root / "b.dcm", phantom(), **same, SOPInstanceUID="1.2.3", RescaleSlope=3, RescaleIntercept=0)
+    write(root / "c.dcm", phantom(), **same, SOPInstanceUID="1.2.4", PhotometricInterpretation="MONOCHROME1")
+    write(root / "d.dcm", phantom(), **same, SOPInstanceUID="1.2.5", RescaleSlope=1, RescaleIntercept=-1024)
+    index(root, tmp_path / "out")
+    rows = by_path(tmp_path / "out")
+    assert [rows[f"{n}.dcm"]["problems"] for n in "abcd"] == [["uid_conflict"], ["uid_conflict"], [], []]
+    assert all(rows[f"{n}.dcm"]["duplicate_of"] is None for n in "abcd")

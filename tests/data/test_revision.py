@@ -81,8 +81,14 @@ rows = st.fixed_dictionaries(
 def test_copies_and_conflicts_by_pairs(drawn: list[dict[str, Any]]) -> None:
     """Every pair of rows by itself, as FORMATS 5 words it."""
     about = {"rows": 1, "columns": 1, "frames": 1, "role": "image", "problems": None, "refers_to": None}
+    about |= {"modality_sha256": None, "inverted": False}
     lines = [{**row, **about, "sample_id": str(n)} for n, row in enumerate(drawn)]
-    kinds = {"std": pa.float64(), "problems": pa.list_(pa.string()), "refers_to": pa.list_(pa.string())}
+    kinds = {
+        "std": pa.float64(),
+        "modality_sha256": pa.string(),
+        "problems": pa.list_(pa.string()),
+        "refers_to": pa.list_(pa.string()),
+    }
     columns = {n: pa.array([line[n] for line in lines], kinds.get(n)) for n in lines[0]}
     columns |= {n: columns[n].cast(pa.string()) for n in ("instance", "stored_sha256")}
     found = compared(pa.table(columns))
@@ -113,7 +119,7 @@ def test_copies_and_conflicts_by_pairs(drawn: list[dict[str, Any]]) -> None:
 def test_equal_masks_of_other_series_are_no_copies() -> None:
     about = {
         "status": "indexed", "stored_sha256": "h", "rows": 1, "columns": 1, "frames": 1, "role": "label", "std": 1.0,
-        "group_id": "g", "group_known": True, "problems": None,
+        "group_id": "g", "group_known": True, "problems": None, "modality_sha256": None, "inverted": False,
     }  # fmt: skip
     lines = [
         {**about, "sample_id": str(n), "instance": f"u{n}", "refers_to": [series]} for n, series in enumerate("aba")

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from hilum.data.revision import Lists, equals, rows_of, shared
 
-_PICTURE = ("stored_sha256", "rows", "columns", "frames", "role")  # and of labels the series that they mark
+_VALUES = ("stored_sha256", "modality_sha256", "inverted")
+_PICTURE = (*_VALUES, "rows", "columns", "frames", "role")  # and of labels the series that they mark
 _READ = (*_PICTURE, "refers_to", "std", "instance", "group_id", "group_known", "sample_id", "problems")
 Changes = dict[str, dict[int, Any]]
 
@@ -19,8 +20,9 @@ Changes = dict[str, dict[int, Any]]
 def compared(table: pa.Table) -> Changes:
     """What ``duplicate_of`` and ``problems`` become: column -> row -> value.
 
-    Files of one UID are copies where pixels and patient agree, else in conflict; files of other UIDs, or none, are
-    copies where pixels agree and the patient is known to be the same, or unknown of files without UIDs.
+    Files of one UID are copies where pixels, what they mean and patient agree, else in conflict; files of other UIDs,
+    or none, are copies where pixels and their meaning agree and the patient is known to be the same, or unknown of files
+    without UIDs. Meaning: values after the rescale, and polarity.
     """
     indexed = equals(table.column("status"), "indexed") & np.asarray(table.column("stored_sha256").is_valid(), bool)
     # Constant images are equal without being copies.
@@ -45,7 +47,7 @@ class _Rows:
         everyone = range(len(self.at))
         torn: set[int] = set()
         for same in groups(everyone, instance):
-            if len({(pixels[row], group[row]) for row in same}) > 1:
+            if len({(*(self.columns[name][row] for name in _VALUES), group[row]) for row in same}) > 1:
                 self._note(same, "uid_conflict")
                 torn.update(same)
             else:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,6 +152,18 @@ class Merges:
                     fix="quote cells that hold the separator",
                 )
         return cls({(r["issuer"], r["patient_id"]): (r["into_issuer"], r["merge_into"]) for r in lines})
+
+    def proposals(self, key: IdentityKey, decided: Merges) -> list[str]:
+        """Digests of the lines that are not ``decided``: hilum's own."""
+        return sorted(key.digest("merge", *raw, *into) for raw, into in self.rows.items() if raw not in decided.rows)
+
+    def decided(self, key: IdentityKey, proposed: Collection[str]) -> tuple[Merges, Merges]:
+        """(what the user added or edited, what stands as hilum ``proposed`` it). The latter is proposed anew, or no more:
+        it must not matter which files were known first."""
+        kept: tuple[dict[tuple[str, str], tuple[str, str]], ...] = {}, {}
+        for raw, into in self.rows.items():
+            kept[key.digest("merge", *raw, *into) in proposed][raw] = into
+        return Merges(kept[False]), Merges(kept[True])
 
     def add(self, spellings: Iterable[tuple[str, str]]) -> None:
         """List spellings that normalisation joined; rows the user has edited stay as they are."""

@@ -111,10 +111,12 @@ def index_archive(
     if intakes is None:
         _refuse_unread_dicom(root, listing, chosen)
     keyed = Keyed(key, _reader(headers_only, limits))
-    merges = Merges.read(out / "private" / "merges.csv")
+    decided, proposed = Merges.read(out / "private" / "merges.csv").decided(key, _proposed(out))
+    merges = Merges(dict(decided.rows))
     with stoppable(), Journal(_private(out), key=key.fingerprint) as journal:
         try:
             work = _Work(root, chosen, limits, headers_only, keyed, journal, _workers(workers), executor)
+            work.spellings |= {key.spelling(*raw): raw for raw in proposed.rows}
             fresh, state = work.state(listing, previous, progress=progress)
             done = resolve(
                 state, key, merges, chosen, labels=table, by=join, group=group, findings=findings,
@@ -135,7 +137,7 @@ def index_archive(
             about["volumes"] = sorted(options)
             about["dataset"] = getattr(dataset, "name", None)
             about["issuers"] = _issuers(table) if dataset is not None else []
-            _write(out, root, key, state, done, merges, about)
+            _write(out, root, key, state, done, merges, merges.proposals(key, decided), about)
             journal.finish()
         except Stopped as stop:
             raise Interrupted(stop.signal) from None
@@ -305,14 +307,30 @@ def _private(out: Path) -> Path:
     return private
 
 
+def _proposed(out: Path) -> frozenset[str]:
+    """Digests of the lines of ``merges.csv`` that an earlier run wrote by itself."""
+    try:
+        return frozenset(json.loads((out / "private" / "root.json").read_text(encoding="utf-8")).get("proposed", ()))
+    except (OSError, ValueError):
+        return frozenset()
+
+
 def _write(
-    out: Path, root: Path, key: IdentityKey, state: pa.Table, done: Resolved, merges: Merges, about: dict[str, Any]
+    out: Path,
+    root: Path,
+    key: IdentityKey,
+    state: pa.Table,
+    done: Resolved,
+    merges: Merges,
+    proposed: list[str],
+    about: dict[str, Any],
 ) -> None:
     private = _private(out)
     ledger.write_table(state, private / "state.parquet", private=True)
     paths = pa.table({"sample_id": state.column("sample_id"), "path": places_of(state)})
     ledger.write_table(paths, private / "paths.parquet", private=True)
-    ledger.write_json({"root": path_text(os.fsencode(root.resolve()))}, private / "root.json", private=True)
+    place = {"root": path_text(os.fsencode(root.resolve())), "proposed": proposed}
+    ledger.write_json(place, private / "root.json", private=True)
     ledger.write_csv(merges.lines(), private / "merges.csv", private=True)
     if done.reports is not None:
         ledger.write_table(done.reports, private / "reports.parquet", private=True)

@@ -140,6 +140,7 @@ class Measurement:
             mean = float(total / n)
             spread = float(np.sqrt(max(squares / n - mean * mean, 0.0)))
             least, most = (float(v) for v in self._range)
+            spread = spread if least < most else 0.0  # sums of large equal values round
         if background is None:
             background = self._border
         return {

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +30,12 @@ _DEATHS = 16  # of readers of one archive's members, after which the archive is 
 
 
 class Job(NamedTuple):
-    """A file to read; ``lost`` are members, by number, that their reader did not survive."""
+    """A file to read; ``lost`` are members, by number, that their reader did not survive. ``dead`` is what became of the
+    file where its reader did not: then its header alone is read, to say whose it is."""
 
     found: Found
     lost: Mapping[int, IndexRow] = {}
+    dead: IndexRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,25 @@ class Reading:
         read = partial(read_file, intakes=self.intakes, limits=self.limits, headers_only=self.headers_only)
         members = partial(read_archive, limits=self.limits, read=read, scratch=self.scratch, lost=job.lost)
         path = self.root / os.fsdecode(job.found.path)
-        rows = read(path, archive=members) if _is_file(path) else [IndexRow("quarantined", "unreadable", _CHANGED)]
+        if not _is_file(path):
+            rows = [IndexRow("quarantined", "unreadable", _CHANGED)]
+        elif job.dead is not None:
+            rows = [self._whose(path, job.dead)]
+        else:
+            rows = read(path, archive=members)
         keyed = [self._keyed(job.found, row) for row in rows]
         if any(row["reason"] in INSTALLED for row in keyed):  # all rows of a file have one reader: they go together
             for row in keyed:
                 row["reader"] = f"{self.keyed.reader} {self.installed}"
         return keyed
+
+    def _whose(self, path: Path, dead: IndexRow) -> IndexRow:
+        """The obituary of a file with what its header says, where an intake reads headers alone."""
+        able = [intake for intake in self.intakes if hasattr(intake, "read_header")]
+        told = read_file(path, able, self.limits, headers_only=True)
+        if len(told) != 1 or told[0].status != "indexed":
+            return dead
+        return replace(told[0], status=dead.status, reason=dead.reason, message=dead.message)
 
     def _keyed(self, found: Found, row: IndexRow) -> dict[str, Any]:
         try:
@@ -105,11 +120,14 @@ class Reading:
         return Rows(sink.getvalue().to_pybytes(), self.keyed.told())
 
     def lost(self, job: Job, part: int, row: IndexRow, pid: int) -> list[dict[str, Any]] | Retry:
-        """A file's obituary; an archive is read again without the member that its reader did not survive."""
+        """A file's obituary, once its header has been asked whose it was (its volume lacks it); an archive is read again
+        without the member that its reader did not survive."""
         for left in self.scratch.glob(f"{pid}-*"):
             left.unlink(missing_ok=True)
+        if part < 0 and job.dead is None and not self.headers_only:
+            return Retry(job._replace(dead=row))
         if part < 0:
-            return [self.keyed.row(job.found, row)]
+            return [self.keyed.row(job.found, job.dead or row)]
         if len(job.lost) < _DEATHS:
             return Retry(job._replace(lost={**job.lost, part: row}))
         row = IndexRow("quarantined", "unsafe_archive", f"more than {_DEATHS} of its members end their reader")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ class DicomIntake:
             header = read_header(path, limits)
             same = None if pixels else said(header, limits)
             if same is not None and self._common is not None and self._common.said == same:
-                return self._common.row(header)
+                with contextlib.suppress(Exception):  # a fault is told below, with whose it is
+                    return self._common.row(header)
             row = IndexRow("indexed", columns=_attributes(header), identity=_identity(header))
             try:
                 kind = non_image(header.sop_class)
