@@ -127,7 +127,8 @@ def test_masks_boxes_and_keypoints_follow_the_image() -> None:
         assert torch.equal(done.views["mask"][b], sample(s.views["mask"], matrix, (16, 16), border=9, nearest=True))
         moved, inside = paired.keypoints(points[b].numpy(), m.geometry["image"], swaps=[(0, 1)])
         np.testing.assert_allclose(done.targets["keypoints"][b], moved, atol=1e-5)
-        assert done.valid["keypoints"][b].tolist() == [bool(inside[0]), False]
+        mirrored = np.linalg.det(matrix) < 0  # then the known point stands in the other row
+        assert done.valid["keypoints"][b].tolist() == [bool(n == mirrored and inside[n]) for n in (0, 1)]
         assert done.valid["boxes"][b].tolist() == paired.boxes(boxes[b].numpy(), m.geometry["image"])[1].tolist()
     assert done.targets["boxes"].shape == (6, 2, 4) and float(done.targets["boxes"].max()) <= 16
 
@@ -144,3 +145,29 @@ def test_wrong_views_are_named() -> None:
         augmenter.apply(Batch(views={"volume": torch.zeros(1, 1, 4, 4)}), train=True)
     told = augmenter.explain()
     assert told.startswith("image: train 16 x 16 x 3") and "image: eval" in told and "text" not in told
+
+
+def test_what_belongs_to_several_views_is_refused() -> None:
+    two = {"image": VIEWS["image"], "image/1": VIEWS["image"]}
+    norm = {"image": ((0.5,), (0.25,))}
+    flips = {"hflip": 0.5, "hflip_with_sides": True}
+    with pytest.raises(HilumError, match="mirrored apart"):
+        Augmenter(two, flips, norm=norm, side_pairs=[(0, 1)])
+    with pytest.raises(HilumError, match="mirrored apart"):
+        Augmenter({**two, "report": {"kind": "text"}}, flips, norm=norm)
+    Augmenter(two, flips, norm=norm)
+    for follower in ("flow", "disparity"):
+        with pytest.raises(HilumError, match="two images"):
+            Augmenter({**two, follower: {}}, {}, norm=norm)
+    with pytest.raises(HilumError, match="other eye"):
+        Augmenter({"image": VIEWS["image"], "disparity": {}}, {"hflip": 0.5}, norm=norm)
+
+
+def test_sides_are_exchanged_where_a_sample_is_drawn() -> None:
+    augmenter = Augmenter(VIEWS, {"hflip": 1.0, "hflip_with_sides": True}, norm=NORM, side_pairs=[(0, 1)])
+    sample = stored(0)
+    sample.targets["labels"] = torch.tensor([1.0, 0.0])
+    assert augmenter.draw(sample, train=True).targets["labels"].tolist() == [0.0, 1.0]
+    assert augmenter.draw(sample, train=False).targets["labels"].tolist() == [1.0, 0.0]
+    with pytest.raises(HilumError, match="not"):
+        augmenter.apply(collate([stored(1)]), train=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -409,3 +410,29 @@ def test_sources_may_be_strided_or_ask_for_gradients() -> None:
     assert torch.equal(compiled.apply([x.contiguous().requires_grad_()], [d], [m], p), want)
     flat = torch.tensor([[[0.25]]]).expand(1, 30, 40)
     assert torch.equal(compiled.apply([flat], [d], [m], p), compiled.apply([flat.contiguous()], [d], [m], p))
+
+
+@pytest.mark.parametrize(
+    ("shape", "step", "turn"),
+    [
+        ((2200, 2200, 3), 24.0, 0.0),
+        ((2300, 2300, 3), 31.0, 0.0),
+        ((2100, 2100, 3), 16.5, 0.4),
+        ((300, 4700, 1), 66.0, 0.0),
+        ((900, 900, 9), 12.0, 0.1),
+    ],
+)
+def test_large_reductions_inside_of_an_image(shape: tuple[int, int, int], step: float, turn: float) -> None:
+    """A row of the level may be longer in stored pixels than any scratch of a small image."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)).permute(2, 0, 1)
+    size = tuple(max(1, int(n / step) - 4) for n in shape[:2])
+    out = (min(size[0], 70), min(size[1], 70))
+    seen = policy({"fit": "squash"}, size=out, channels=shape[2], train=False)
+    turned = step * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = turned
+    matrix[:2, 2] = (np.array(shape[:2]) - 1) / 2 - turned @ ((np.array(out) - 1) / 2)
+    draw = replace(seen.draw(None, source_size=shape[:2]), matrix=matrix)
+    for image in (pixels, pixels.contiguous()):
+        made, expected = (b.apply([image], [draw], [meta()], seen) for b in (compiled, reference))
+        assert (made - expected).abs().max() < 1e-5

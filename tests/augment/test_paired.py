@@ -85,8 +85,12 @@ def test_left_and_right_keypoints_exchange_under_a_mirror_only() -> None:
         matrix=np.diag([-1.0, 1, 1]) + [[0, 0, 19], [0, 0, 0], [0, 0, 0]],
         flips=(0,),
     )
-    points, _ = paired.keypoints(source, upside, swaps=[(0, 1)])
-    np.testing.assert_array_equal(points[:2], [[14, 2], [14, 17]])
+    points, _ = paired.keypoints(source, upside, swaps=[(0, 1)])  # a mirror as well
+    np.testing.assert_array_equal(points[:2], [[14, 17], [14, 2]])
+    turn = mirror @ np.array([[-1.0, 0, 19], [0, 1, 0], [0, 0, 1]])
+    turned = ViewGeometry(size=(20, 20), source_size=(20, 20), matrix=turn, flips=(0, 1))
+    points, _ = paired.keypoints(source, turned, swaps=[(0, 1)])
+    np.testing.assert_array_equal(points[:2], [[14, 17], [14, 2]])  # where they went, as themselves
     with pytest.raises(HilumError, match="not recorded"):
         paired.keypoints(source, ViewGeometry(size=(2, 2), source_size=(2, 2)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -88,7 +89,10 @@ def test_pairs_are_found_by_name() -> None:
 
 
 def sampled(**flips: tuple[int, ...]) -> Sample:
-    draws = {view: {"flips": list(f)} for view, f in flips.items()}
+    draws = {
+        view: {"flips": list(f), "matrix": np.diag([-1.0 if a in f else 1.0 for a in (0, 1)] + [1.0]).tolist()}
+        for view, f in flips.items()
+    }
     return Sample(
         {"text": "Left effusion", "notes": ["right", "none"], "image": torch.zeros(1, 2, 2)},
         {"labels": torch.tensor([1.0, 0.0, 0.5])},
@@ -96,8 +100,8 @@ def sampled(**flips: tuple[int, ...]) -> Sample:
     )
 
 
-def test_a_mirrored_sample_turns_once_and_only_left_right() -> None:
-    for flips, turned in (((1,), True), ((0, 1), True), ((0,), False), ((), False)):
+def test_a_mirrored_sample_turns_once_and_a_turned_one_never() -> None:
+    for flips, turned in (((1,), True), ((0, 1), False), ((0,), True), ((), False)):
         before = sampled(image=flips)
         after = sides.exchange_sample(before, [(0, 1)])
         assert after.views["text"] == ("Right effusion" if turned else "Left effusion")

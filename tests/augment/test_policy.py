@@ -323,7 +323,9 @@ def test_a_left_right_flip_is_refused_for_labels_that_name_a_side() -> None:
         policy({"hflip": 0.5}, lateral=True)
     assert "hflip_with_sides: true" in caught.value.fix
     policy({"hflip": 0}, lateral=True)
-    policy({"vflip": 0.5, "rotate": 10}, lateral=True)
+    with pytest.raises(HilumError, match="vflip would turn"):  # a mirror as well
+        policy({"vflip": 0.5, "rotate": 10}, lateral=True)
+    policy({"rotate": 180}, lateral=True)
     allowed = draws({"hflip": 1.0, "hflip_with_sides": True}, lateral=True, n=1)
     assert allowed[0].flips == (1,)
 

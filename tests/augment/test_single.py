@@ -62,6 +62,10 @@ def test_what_is_no_image_is_refused() -> None:
         assert told.value.where == "image" and told.value.fix
     with pytest.raises(HilumError, match="black and white"):
         augment(np.zeros((4, 4), np.uint16), {}, size=4)
+    with pytest.raises(HilumError, match="mode P"):
+        augment(Image.fromarray(GREY).convert("P"), {}, size=4)
+    with pytest.raises(HilumError, match="3 channels cannot become 2"):
+        augment(RGB, {}, size=4, channels=2)
     with pytest.raises(HilumError, match="no parameters"):
         replay(GREY, {"draw": augment(GREY, {}, size=4)[1]["draw"]})
     with pytest.raises(HilumError, match="name a side"):

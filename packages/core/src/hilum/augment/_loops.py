@@ -209,7 +209,9 @@ def _versioned(version):
         level = np.empty(size * planes, np.float32)
         filtered = mode == GENERAL and reach_y + reach_x > 0
         fine = np.empty(size * planes if filtered else side_x * group, np.float32)
-        line = np.empty(2 * max(max(LINE, about[11] * group), side_x * group), np.float32)
+        # A row of the level in stored values: of inner rows no more than the image has, at any reduction.
+        stretch = min(side_x * about[11], about[3]) * group
+        line = np.empty(max(2 * max(max(LINE, about[11] * group), side_x * group), stretch), np.float32)
         band, noise = np.empty(channels * BAND * TILE, np.float32), np.empty(2 * TILE + 16, np.float32)
         words = np.empty(TILE + 8, np.uint32)
         places, shares = np.empty(TILE, np.uint32), np.empty(2 * TILE, np.float32)

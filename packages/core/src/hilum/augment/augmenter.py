@@ -13,6 +13,7 @@ from torch import Tensor
 from hilum.augment import compiled, coordinates, paired, reference, sides
 from hilum.augment.draw import Draw
 from hilum.augment.policy import Policy
+from hilum.augment.readings import matrix_of
 from hilum.core.errors import HilumError, nearest
 from hilum.core.types import Batch, Meta, Sample, View, ViewGeometry
 
@@ -96,6 +97,22 @@ class Augmenter:
         self.views = tuple(self.norm)
         if orphans := [name for name in self.followers if self._image_of(name) is None]:
             raise HilumError(f"view {orphans[0]!r} has no image to follow", where="views", fix="add the image view")
+        self._refuse_apart(views, augment)
+
+    def _refuse_apart(self, views: Mapping[str, Mapping[str, Any]], augment: Mapping[str, Any]) -> None:
+        """Views of one sample are drawn apart: what belongs to all of them, or to two, has no one geometry to follow."""
+        mirrors = [name for name in ("hflip", "vflip") if augment.get(name)]
+        bases = {_base(name) for name in self.followers}
+        told = self.side_pairs or any(view.get("kind") == "text" for view in views.values())
+        if len(self.views) > 1 and mirrors and self.with_sides and told:
+            what, fix = "several image views are mirrored apart, and labels or text name sides", f"{mirrors[0]}: 0"
+        elif len(self.views) > 1 and bases & {"flow", "disparity"}:
+            what, fix = "flow and disparity belong to two images, and views are drawn apart", "one image view"
+        elif mirrors and "disparity" in bases:
+            what, fix = "a mirrored disparity is that of the other eye, which has no view here", f"{mirrors[0]}: 0"
+        else:
+            return
+        raise HilumError(what, where="the recipe's augment section", fix=fix)
 
     def policy(self, view: str = "image", *, train: bool) -> Policy:
         """The policy of one view."""
@@ -149,6 +166,10 @@ class Augmenter:
 
     def _stored(self, view: str, meta: Meta, image: Tensor, train: bool) -> Draw:
         stored = meta.extra.get("draws", {}).get(view)
+        if stored is None and train and self.with_sides:
+            raise HilumError(
+                "sides are exchanged where a sample is drawn, and this one was not", fix="Augmenter.draw first"
+            )
         return Draw.from_json(stored) if stored else self._draw(view, meta, image.shape[1:], train)
 
     def _image_of(self, mask: str) -> str | None:
@@ -174,6 +195,12 @@ class Augmenter:
                 m, k = paired.boxes(row, where) if name == "boxes" else paired.keypoints(row, where, swaps=self.swaps)
                 moved.append(m)
                 kept.append(k)
+            if name == "keypoints" and name in valid and self.swaps:  # who is exchanged takes along what is known of it
+                rows = [
+                    sides.exchange(row, self.swaps) if sides.mirrored(matrix_of(meta.geometry["image"])) else row
+                    for row, meta in zip(valid[name], batch.meta, strict=True)
+                ]
+                valid[name] = torch.stack(rows)
             targets[name] = torch.from_numpy(np.stack(moved)).to(targets[name])
             inside = torch.from_numpy(np.stack(kept)).to(targets[name].device)
             valid[name] = inside & valid[name].bool() if name in valid else inside

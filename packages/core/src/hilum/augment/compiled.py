@@ -27,7 +27,7 @@ from hilum.augment.draw import Draw
 from hilum.augment.filters import plan
 from hilum.augment.policy import Policy
 from hilum.augment.sampling import _SNAP
-from hilum.core.errors import MissingExtra
+from hilum.core.errors import HilumError, MissingExtra
 from hilum.core.types import Meta, Ragged, Window
 from hilum.parts.rng import Stream, op_id
 
@@ -60,8 +60,11 @@ def require() -> None:
 @cache
 def _loops() -> ModuleType:
     require()
-    from hilum.augment import _loops as module
-
+    try:
+        from hilum.augment import _loops as module
+    except ImportError as error:  # numba refuses versions of others that it does not know
+        told = f"the compiled augmentation back-end cannot be loaded ({error})"
+        raise HilumError(told, where="engine.backend", fix="engine.backend: reference, or mend numba") from None
     return module
 
 

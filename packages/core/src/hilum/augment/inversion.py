@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hilum.augment.readings import Drawn, check_how, geometry_of, matrix_of, sample_of
 from hilum.augment.sampling import sample
-from hilum.augment.sides import exchange
+from hilum.augment.sides import exchange, mirrored
 from hilum.core.errors import HilumError
 from hilum.parts import geometry as geo
 
@@ -35,7 +35,7 @@ def onto_source(
             where=where,
             fix="(C, h, w) of one view",
         )
-    if d - 1 in geometry.flips:
+    if mirrored(matrix_of(geometry)):
         prediction = exchange(prediction, swaps)
     grid = prediction.shape[1:]
     matrix = geo.invert(geo.compose(matrix_of(geometry), geo.crop_resize(grid, (0.0,) * d, geometry.size)))

@@ -84,7 +84,7 @@ def keypoints(
     """
     there = geometry_of(geometry, sample_of("keypoints", geometry))
     points = geo.map_points(geo.invert(matrix_of(there)), source)
-    if 1 in there.flips:
+    if sides.mirrored(matrix_of(there)):
         for left, right in swaps:
             points[[left, right]] = points[[right, left]]
     inside = np.logical_and.reduce((points >= -0.5) & (points <= np.array(there.size) - 0.5), -1)
@@ -100,8 +100,8 @@ Follower: TypeAlias = "Callable[[Tensor, Drawn, Mapping[str, Any], ViewGeometry 
 def _mask(row: Tensor, drawn: Drawn, told: Mapping[str, Any], *_: Any) -> Followed:
     how = told.get("interpolation", "nearest")
     out = mask(row, drawn, ignore_index=int(told.get("ignore_index", 255)), how=how)
-    mirrored = 1 in geometry_of(drawn).flips
-    return sides.exchange_values(out, told.get("swaps", ())) if mirrored else out, None
+    swaps = told.get("swaps", ()) if sides.mirrored(matrix_of(drawn)) else ()
+    return sides.exchange_values(out, swaps) if swaps else out, None
 
 
 def _depth(row: Tensor, drawn: Drawn, told: Mapping[str, Any], _: Any, extra: Mapping[str, Any]) -> Followed:

@@ -32,7 +32,7 @@ class Policy:
       whole image and its proportions, ``squash`` keeps the whole image only. ``auto``, the default, is ``crop`` for
       policies with ``resized_crop``, whose mean zoom it meets (arXiv 2210.12843), and ``pad`` otherwise: a radiograph's edges
       hold findings.
-    * ``hflip_with_sides: true``: allow ``hflip`` although labels name a side; every flip is recorded in the draw and
+    * ``hflip_with_sides: true``: allow ``hflip`` and ``vflip`` although labels name a side; every flip is recorded in the draw and
       in ``meta.geometry[view].flips`` for whoever exchanges left and right.
 
     ``size`` is the output side or (height, width); ``mean`` and ``std`` normalise values in [0, 1].
@@ -58,13 +58,14 @@ class Policy:
         self.ops = read_ops(config)
         check_order(self.ops)
         names = {op.name for op in self.ops}
-        if lateral and "hflip" in names and not config.get("hflip_with_sides", False):
+        mirrors = sorted(names & {"hflip", "vflip"})
+        if lateral and mirrors and not config.get("hflip_with_sides", False):
             raise HilumError(
-                "hflip would turn left into right, and these labels name a side",
+                f"{mirrors[0]} would turn left into right, and these labels name a side",
                 where="the recipe's augment section",
-                fix="hflip: 0, or hflip_with_sides: true if the labels are to be flipped or ignored with the image",
+                fix=f"{mirrors[0]}: 0, or hflip_with_sides: true if the labels are to be flipped or ignored with the image",
             )
-        if lateral and train and "hflip" in names:
+        if lateral and train and mirrors:
             warnings.warn(
                 "images are mirrored although labels name a side (hflip_with_sides: true): sides are exchanged only where "
                 "names or words say them",

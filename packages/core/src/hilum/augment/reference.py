@@ -78,7 +78,7 @@ def _one(image: Tensor, draw: Draw, meta: Meta, policy: Policy, view: str) -> Te
     if image.dim() != 3 or tuple(image.shape[1:]) != draw.source_size:
         fix = f"the draw was made for {draw.source_size}"
         raise HilumError(f"an image of shape {tuple(image.shape)} does not fit its draw", where=where, fix=fix)
-    if len(image) not in (1, 3, policy.channels):
+    if len(image) not in (1, policy.channels) and (len(image), policy.channels) != (3, 1):
         raise HilumError(f"{len(image)} channels cannot become {policy.channels}", where=where)
     extra = view_extra(meta, view)
     slope, intercept = float(extra.get("slope", 1.0)), float(extra.get("intercept", 0.0))

@@ -8,7 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hilum.core.errors import HilumError, nearest
@@ -31,6 +33,12 @@ LEXICON: Final[Lexicon] = MappingProxyType(
         "it": tuple((f"sinistr{end}", f"destr{end}") for end in ("a", "o", "e", "i")),
     }
 )
+
+
+def mirrored(matrix: ArrayLike) -> bool:
+    """Whether a view shows its image as a mirror does: by its orientation. Two flips are a turn, and mirror nothing."""
+    linear = np.asarray(matrix, np.float64)[:-1, :-1]
+    return bool(np.linalg.det(linear) < 0)
 
 
 def exchange(values: Tensor, pairs: Pairs, *, dim: int = 0) -> Tensor:
@@ -120,25 +128,27 @@ def exchange_sample(
 ) -> Sample:
     """The sample with its labels and texts turned to the side that its mirrored image shows; done once, then recorded.
 
-    Reads the flips of ``meta.extra["draws"]``. ``targets["labels"]`` (F,) exchanges its rows by ``pairs``, a class index
-    its value; views that are text exchange their side words. :class:`HilumError` where views of one sample were mirrored
-    differently: its labels cannot be true for all.
+    Reads ``meta.extra["draws"]``. ``targets["labels"]`` (F,) of floating point exchanges its rows by ``pairs``, integers (a
+    class, or one a box) their values; views that are text exchange their side words. :class:`HilumError` where views of
+    one sample were mirrored differently: its labels cannot be true for all.
     """
     extra = sample.meta.extra
-    mirrored = {1 in draw["flips"] for draw in extra.get("draws", {}).values()}
-    if len(mirrored) > 1:
+    seen = {mirrored(draw["matrix"]) for draw in extra.get("draws", {}).values()}
+    pairs, labels = list(pairs), sample.targets.get("labels")
+    said = any(isinstance(view, str | list) for view in sample.views.values())
+    if len(seen) > 1 and (said or (pairs and labels is not None)):
         raise HilumError(
             "one view is mirrored and another is not, and labels or text name sides",
             where=f"hflip_with_sides, sample {sample.meta.sample_id}",
             fix="one image view, or hflip: 0",
         )
-    if mirrored != {True} or extra.get("sides_exchanged"):
+    if seen != {True} or extra.get("sides_exchanged"):
         return sample
-    pairs = list(pairs)
     targets, views = dict(sample.targets), dict(sample.views)
-    if (labels := targets.get("labels")) is not None:
+    if labels is not None:
+        classes = not labels.dtype.is_floating_point and labels.dtype != torch.bool  # of the image, or of its boxes
         try:
-            targets["labels"] = exchange(labels, pairs, dim=-1) if labels.dim() else exchange_values(labels, pairs)
+            targets["labels"] = exchange_values(labels, pairs) if classes else exchange(labels, pairs, dim=-1)
         except HilumError as error:
             where = f"hflip_with_sides, sample {sample.meta.sample_id}"
             raise HilumError(error.what, where=where, fix=error.fix) from error

@@ -16,6 +16,7 @@ from hilum.augment.policy import Policy
 from hilum.core.errors import HilumError
 from hilum.core.types import Meta, SampleKey, Window
 
+_MODES: Final = ("L", "I", "F", "RGB", "I;16", "I;16L", "I;16B", "I;16N")
 _POLICY: Final = ("size", "channels", "mean", "std", "lateral")
 
 
@@ -79,6 +80,9 @@ def stored_of(image: Any) -> Tensor:
         if image.dim() == 3 and 0 not in image.shape:
             return image
         raise HilumError(f"a tensor of shape {tuple(image.shape)} is no image", where="image", fix="(C, H, W)")
+    mode = getattr(image, "mode", "")  # of PIL
+    if mode and mode not in _MODES:
+        raise HilumError(f"values of the mode {mode} are no brightness", where="image", fix='image.convert("RGB")')
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]

@@ -154,7 +154,8 @@ def save_deployed(model: LoadedModel, folder: Path) -> Deployed:
 
 
 def load_deployed(folder: Path | str) -> Deployed:
-    """The model of a folder that ``hilum export --to safetensors`` wrote; its outputs are the run's, bit for bit.
+    """The model of a folder that ``hilum export --to safetensors`` wrote; its outputs are the run's, bit for bit,
+    on the reference back-end.
 
     Raises :class:`HilumError` where the folder is no export, was made by a newer format, or its weights were changed.
     """

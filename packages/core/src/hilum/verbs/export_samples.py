@@ -240,7 +240,7 @@ def _decoded(image: CachedImage) -> Pixels:
 
 
 def _evaluated(model: LoadedModel, deployed: Deployed, image: CachedImage) -> Tensor:
-    """What `hilum evaluate` computes for this image."""
+    """What `hilum evaluate` computes for this image, by the reference back-end."""
     from hilum.augment.augmenter import Augmenter
     from hilum.core.types import Meta, Sample
     from hilum.data.collate import collate

@@ -219,7 +219,7 @@ def _lateral(recipe: Recipe, names: Sequence[str]) -> frozenset[str]:
                 where=recipe.where("labels.lateral"),
                 fix=nearest(name, names) or f"its labels: {', '.join(names) or 'none'}",
             )
-    return frozenset(told)
+    return frozenset(told) | {name for name in names if sides.exchange_words(name) != name}
 
 
 def _refuse_empty_classes(recipe: Recipe, study: Study, rows: Rows, names: tuple[str, ...]) -> None:
@@ -320,7 +320,7 @@ def feed_of(recipe: Recipe, data: Data, *, bad_path: Path | None = None, train: 
         named = data.labels.names if data.labels and train and recipe["augment"].get("hflip_with_sides") else ()
         augmenter = Augmenter(
             recipe["views"], recipe["augment"], norm=normalisation(recipe), lateral=lateral and train,
-            side_pairs=sides.pairs_of(named), backend=backend,
+            side_pairs=sides.pairs_of(named, languages=sides.LEXICON), backend=backend,
         )  # fmt: skip
     plans: dict[str, Any] = {}
     for name, source in data.sources.items():
