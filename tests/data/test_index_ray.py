@@ -47,8 +47,11 @@ def test_without_ray_the_error_says_what_to_install(
 
 
 @pytest.mark.slow
-def test_a_ray_run_equals_a_local_one(archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_ray_run_equals_a_local_one(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setattr("hilum.data.ray_reading._BATCH", 2)  # several tasks for two workers
     local = index(archive, tmp_path / "local", workers=2)
     ray = index(archive, tmp_path / "ray", workers=2, executor="ray")
     assert ray.counts == local.counts and ray.counts["read"] == 9

@@ -103,6 +103,16 @@ def test_lateral_findings_must_be_labels_of_the_run(study: Study) -> None:
         assert caught.value.where.startswith("--set labels")
 
 
+def test_findings_whose_names_have_a_side_are_lateral_unasked(tmp_path: Path, study: Study) -> None:
+    odd = [float(i % 2) for i in range(20)]
+    labels = {"left effusion": odd, "right effusion": odd[::-1], "leftover": odd}
+    made = write_study(
+        tmp_path, [f"g{i:02d}" for i in range(20)], names=[f"img-{i:02d}" for i in range(20)], labels=labels
+    )
+    make_split(made, val=0.2, test=0.2, near=False)
+    assert opened(made, limit=4).labels.lateral == {"left effusion", "right effusion"}
+
+
 def test_a_finding_that_training_sees_on_one_side_only_is_refused(study: Study, tmp_path: Path) -> None:
     odd = [float(i % 2) for i in range(40)]
     made = write_study(

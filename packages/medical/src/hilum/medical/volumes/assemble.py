@@ -19,7 +19,7 @@ from hilum.medical.volumes.spacing import Stack, depths_of, measured, positions_
 
 OPTIONS: Final = {
     "allow_gaps": "use volumes with missing slices; their planes are marked invalid",
-    "resample": "interpolate irregular slices linearly along the normal, on a regular grid",
+    "resample": "interpolate irregular slices linearly along the normal, tilted ones in their planes, on a regular grid",
     "split_4d": "take a series of several volumes (time, b-value, echo, ...) apart",
 }
 LOST: Final = "lost_slices"  # slices may be missing at the ends; of quarantined files core tells
@@ -43,25 +43,41 @@ FATAL: Final = frozenset(
     }
 )
 _GREY = (None, "MONOCHROME1", "MONOCHROME2")
+_LEAST_SHIFT = 0.02  # pixels over the whole stack: what two decimals of a written position explain
+_MOST_PIXELS = 1 << 16  # rows or columns of DICOM's own images (US); a grid beyond them is a wrong position
+
+
+@dataclass(frozen=True)
+class Shear:
+    """How slices of a tilted stack lie on a grid without tilt; pairs are (rows, columns). A slice at offset n, ``size``
+    pixels, begins ``before + n * shift`` pixels after the first pixel of the grid, whose planes have ``grid`` pixels."""
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    before: tuple[int, int]
+    shift: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One volume: its row, and the (sample_id, frame) of each slice along the normal with its offset in steps."""
+    """One volume: its row, and the (sample_id, frame) of each slice along the normal with its offset in steps.
+    ``resampled``: interpolated along the normal; ``shear``: interpolated in the planes, to take a tilt out."""
 
     row: dict[str, Any]
     slices: tuple[tuple[str, int], ...]
     offsets: tuple[float, ...]
     resampled: bool = False
+    shear: Shear | None = None
 
 
 def assemble(rows: Sequence[Mapping[str, Any]], options: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
     """Rows of ``series.parquet`` from the index rows of one series; ``options``: names of OPTIONS.
 
     Slices are ordered by the projection of their position on the normal (row x column cosines). ``affine_lps`` maps
-    (i, j, k), which count columns, rows and slices, to LPS mm; a gantry tilt stays in it as shear. ``spacing_mm`` (k, j,
-    i) is measured along the normal, so that its product is the volume of a voxel. What makes a volume unusable, and
-    which option resolved that, stands in ``problems``.
+    (i, j, k), which count columns, rows and slices, to LPS mm; a gantry tilt stays in it as shear, unless ``resample``
+    takes it out: then the grid is orthogonal, and larger, to hold every slice. ``spacing_mm`` (k, j, i) is measured along
+    the normal, so that its product is the volume of a voxel. What makes a volume unusable, and which option resolved
+    that, stands in ``problems``.
     """
     return [plan.row for plan in plans(rows, options)]
 
@@ -160,7 +176,36 @@ def _grid(part: Part, about: Mapping[str, Any], problems: list[str], options: fr
         return _plan(part, about, [*problems, "single_slice"], options, affine=affine, thickness=thickness)
     stack = measured(frames)
     problems = problems + list(_problems(stack, frames, options))
-    return _plan(part, about, problems, options, affine=_affine(frames[0], stack.step), stack=stack)
+    affine = _affine(frames[0], stack.step)
+    if not stack.tilt_deg or stack.bent or "resample" not in options:
+        return _plan(part, about, problems, options, affine=affine, stack=stack)
+    shear = _shear(frames[0], stack)
+    if shear is None:  # usable as it is, but not what was asked for
+        problems = [*problems, f"irregular_position:{np.linalg.norm(stack.step) * stack.offsets[-1]:.4g} mm"]
+        return _plan(part, about, problems, options, affine=affine, stack=stack)
+    affine[:3, 2] = frames[0].normal * stack.step_mm
+    affine[:3, 3] -= affine[:3, 1] * shear.before[0] + affine[:3, 0] * shear.before[1]
+    return _plan(part, about, [*problems, "resample:tilt"], options, affine=affine, stack=stack, shear=shear)
+
+
+def _shear(first: Frame, stack: Stack) -> Shear | None:
+    """The grid that holds every slice of a tilted stack, None where it would be too large."""
+    assert first.axes is not None and first.spacing is not None
+    basis = np.column_stack([first.axes[3:], first.axes[:3], first.normal])  # down, right, along the normal
+    along = np.linalg.solve(basis / np.linalg.norm(basis, axis=0), stack.step)
+    size, shifts, before, grid = (first.size[0], first.size[1]), [], [], []
+    for pixels, mm, spacing in zip(size, along, first.spacing, strict=False):
+        shift = float(mm) / spacing
+        total = shift * float(stack.offsets[-1])
+        if abs(total) <= _LEAST_SHIFT:
+            shift = total = 0.0
+        if not abs(total) + pixels < _MOST_PIXELS:
+            return None
+        more = int(np.ceil(abs(total) - 1e-6))
+        shifts.append(shift)
+        before.append(more if total < 0 else 0)
+        grid.append(pixels + more)
+    return Shear(size, (grid[0], grid[1]), (before[0], before[1]), (shifts[0], shifts[1]))
 
 
 def _problems(stack: Stack, frames: Sequence[Frame], options: frozenset[str]) -> Iterable[str]:
@@ -208,6 +253,7 @@ def _plan(
     affine: Real | None = None,
     stack: Stack | None = None,
     thickness: float | None = None,
+    shear: Shear | None = None,
 ) -> Plan:
     frames, split = part.frames, " ".join(part.split)
     first, series = frames[0], about["series_id"] or about["sample_id"]
@@ -225,7 +271,10 @@ def _plan(
         "sample_ids": list(dict.fromkeys(f.sample for f in frames)),
         "frames": len(frames),
         "regular": None if affine is None else stack is None or not (stack.missing or stack.irregular),
-        "shape_kji": [stack.planes if stack is not None else len(frames), *first.size],
+        "shape_kji": [
+            stack.planes if stack is not None else len(frames),
+            *(first.size if shear is None else shear.grid),
+        ],
         "spacing_mm": None if affine is None or first.spacing is None else [step, *first.spacing],
         "affine_lps": None if affine is None else affine.ravel().tolist(),
         "split_key": split,
@@ -235,4 +284,4 @@ def _plan(
     }
     offsets = tuple(stack.offsets.tolist()) if stack is not None else tuple(float(n) for n in range(len(frames)))
     resampled = stack is not None and stack.irregular is not None
-    return Plan(row, tuple((f.sample, f.number) for f in frames), offsets, resampled)
+    return Plan(row, tuple((f.sample, f.number) for f in frames), offsets, resampled, shear)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,30 @@ def planes_of(path: Path, row: Mapping[str, Any], numbers: Sequence[int], limits
         valid = None if pixels.valid is None else pixels.valid[number]
         slope, intercept = sign * pixels.slope, sign * pixels.intercept
         yield Plane(pixels.stored[number], slope, intercept, valid, pixels.unit, codec)
+
+
+def moved(plane: Plane, shift: tuple[float, float], shape: tuple[int, int]) -> Plane:
+    """``plane`` on a grid of ``shape`` whose first pixel lies ``shift`` (rows, columns; >= 0) pixels before its own.
+
+    Modality values (float32), interpolated linearly; ``valid`` is False beside the plane, where its darkest value stands,
+    and where an invalid pixel has a share.
+    """
+    values = plane.stored * plane.slope + plane.intercept
+    valid = np.ones(values.shape, bool) if plane.valid is None else plane.valid
+    darkest, inside = values.min(), np.ones(shape, bool)
+    for axis, (by, length) in enumerate(zip(shift, shape, strict=True)):
+        first = int(np.floor(1e-6 - by))  # pixel n lies between pixels n + first and n + first + 1 of the plane
+        part = -by - first if -by - first > 1e-6 else 0.0
+        low = np.arange(length) + first
+        high, last = low + (part > 0), values.shape[axis] - 1
+        within = (low >= 0) & (high <= last)
+        inside &= within[:, None] if axis == 0 else within
+        low, high = low.clip(0, last), high.clip(0, last)
+        below = values.take(low, axis)
+        values = (1 - part) * below + part * values.take(high, axis) if part else below
+        valid = valid.take(low, axis) & valid.take(high, axis)
+    stored = np.where(inside, values, darkest).astype(np.float32)
+    return replace(plane, stored=stored, slope=1.0, intercept=0.0, valid=inside & valid)
 
 
 def _dicom(path: Path, numbers: Sequence[int], limits: Limits) -> Iterator[Plane]:

@@ -20,7 +20,7 @@ from hilum.core.types import Limits
 from hilum.data.archives import member_file
 from hilum.data.study import Study
 from hilum.medical.volumes.assemble import FATAL, LOST, RESOLVES, Plan, plans
-from hilum.medical.volumes.planes import Plane, planes_of
+from hilum.medical.volumes.planes import Plane, moved, planes_of
 from hilum.medical.volumes.spacing import HOLE
 
 Array = NDArray[Any]
@@ -32,8 +32,8 @@ _DIRECTIONS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1)
 class Volume:
     """``stored`` (K,J,I): slices, rows, columns. Modality values of slice k are ``stored[k] * slopes[k] +
     intercepts[k]``; polarity of display is left out. ``affine_lps`` (4,4) maps (i, j, k) to LPS mm, to a voxel's centre;
-    ``spacing_mm`` is (k, j, i), k along the normal. ``valid`` (K,J,I) is False on padding and on slices that the series
-    lacks, None where every voxel counts."""
+    ``spacing_mm`` is (k, j, i), k along the normal. ``valid`` (K,J,I) is False on padding, on slices that the series
+    lacks and beside tilted slices on a grid without tilt, None where every voxel counts."""
 
     volume_id: str
     stored: Array
@@ -235,10 +235,11 @@ def _read(
 
 class _Grid:
     """The array that planes are put into; slices that are interpolated each add their share to their neighbours, and
-    holes stay empty."""
+    holes stay empty. Tilted slices are moved in their planes first."""
 
     def __init__(self, shape: tuple[int, ...], plan: Plan) -> None:
         self.shape, self.offsets, self.resampled = shape, np.array(plan.offsets), plan.resampled
+        self.shear = plan.shear
         self.stored: Array | None = None
         self.valid: NDArray[np.bool_] | None = None
         self.slopes, self.intercepts = np.ones(shape[0]), np.zeros(shape[0])
@@ -249,13 +250,16 @@ class _Grid:
 
     def add(self, at: int, plane: Plane) -> None:
         """Slice ``at`` of the plan."""
-        if plane.stored.shape != self.shape[1:]:
+        if plane.stored.shape != (self.shape[1:] if self.shear is None else self.shear.size):
             raise HilumError("a slice has another size than when it was indexed", fix="index the archive again")
         if plane.reference and self.reference and plane.reference != self.reference:
             told = "its slices are measured in several frames of reference: their positions are no places of one grid"
             raise HilumError(told, fix="find out which slices belong together (FrameOfReferenceUID)")
         self.unit, self.reference = plane.unit, plane.reference or self.reference
         self.codecs.add(plane.codec)
+        if self.shear is not None:
+            rows, columns = (b + self.offsets[at] * s for b, s in zip(self.shear.before, self.shear.shift, strict=True))
+            plane = moved(plane, (rows, columns), self.shear.grid)
         if self.resampled:
             self._blend(at, plane)
             return
