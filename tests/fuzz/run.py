@@ -1,6 +1,7 @@
 """Feeds damaged DICOM to the isolated readers: ``python tests/fuzz/run.py --mutants 100000``.
 
-A reader may die; the run may not, no file may take more than ten seconds or 512 MB, and every file has one row.
+A reader may die, but not for memory; the run may not, no file may take more than ten seconds or 512 MB, and every file
+has one row.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fuzz.target import LIMITS, MEMORY, SECONDS, WatchedIntake
 from hilum.data.isolation import Readers
 
 _BATCH = 2000
+_SLOW = "took more than"
+_STARVED = ("ended its reader", "needs more memory")  # by the system, by the limit
 
 
 def fuzz(
@@ -49,13 +52,16 @@ def fuzz(
                 seconds, grown = float(about.get("seconds", 0)), float(about.get("kilobytes", 0)) * 1024
                 slowest, largest = max(slowest, seconds), max(largest, grown)
                 deaths += "its reader died" in row.message or "ended its reader" in row.message
-                if seconds > SECONDS or "took more than" in row.message:
+                starved = any(told in row.message for told in _STARVED)
+                if seconds > SECONDS or _SLOW in row.message:
                     faults.append(f"{numbers[at]}: slow")
+                if starved:
+                    faults.append(f"{numbers[at]}: ended for memory")
                 if grown > MEMORY:
                     faults.append(f"{numbers[at]}: {grown / 2**20:.0f} MB")
                 if row.status == "quarantined" and not row.reason:
                     faults.append(f"{numbers[at]}: no reason")
-                if kept is not None and ("died" in row.message or "took more than" in row.message):
+                if kept is not None and (starved or "died" in row.message or _SLOW in row.message):
                     (kept / f"{numbers[at]}.dcm").write_bytes(paths[at].read_bytes())
             faults += [f"{numbers[at]}: {seen[at]} rows" for at in range(len(paths)) if seen[at] != 1]
             for path in paths:

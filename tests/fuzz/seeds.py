@@ -31,6 +31,15 @@ SHIPPED = """MR_small.dcm MR_small_implicit.dcm MR_small_bigendian.dcm MR_small_
     rtdose.dcm rtplan.dcm rtstruct.dcm reportsi.dcm test-SR.dcm liver_1frame.dcm JPGExtended.dcm
     examples_palette.dcm no_meta.dcm ExplVR_BigEndNoMeta.dcm GDCMJ2K_TextGBR.dcm nested_priv_SQ.dcm"""
 
+_JPEG = "1.2.840.10008.1.2.4"
+TWINS = {  # a syntax -> the seed of a narrower one, whose stream is valid in both
+    "57": "made-02.dcm",  # any predictor, the first one (.70) among them
+    "91": "made-03.dcm",  # reversible (.90) or not
+    "112": "made-jpegxl.dcm",  # lossless (.110) or not
+    "202": "made-00.dcm",  # lossless (.201) in the progression RPCL, which is the encoder's
+    "203": "made-00.dcm",  # lossless (.201) or not
+}
+
 
 def write_seeds(folder: Path) -> list[Path]:
     """Files of at most LARGEST bytes, alike on every machine."""
@@ -45,8 +54,13 @@ def write_seeds(folder: Path) -> list[Path]:
         write(folder / f"made-{number:02d}.dcm", pixels, **options)
     deflated(folder / "made-deflated.dcm", phantom())
     renamed(folder / "made-ge.dcm", phantom(), ImplicitVRLittleEndian, "1.2.840.113619.5.2")
-    stream = _encoded("jpegxl", phantom(shape=(32, 48)))
-    fragmented(folder / "made-jpegxl.dcm", phantom(shape=(32, 48)), [stream], syntax="1.2.840.10008.1.2.4.110")
+    small = phantom(shape=(32, 48))
+    grey = (small >> 4).astype(np.uint8)
+    fragmented(folder / "made-jpegxl.dcm", small, [_encoded("jpegxl", small)], syntax=f"{_JPEG}.110")
+    fragmented(folder / "made-111.dcm", grey, [_encoded("recompressed", grey)], syntax=f"{_JPEG}.111")
+    for tail, twin in TWINS.items():
+        (folder / f"made-{tail}.dcm").write_bytes((folder / twin).read_bytes())
+        with_syntax(folder / f"made-{tail}.dcm", f"{_JPEG}.{tail}")
     return sorted(f for f in folder.iterdir() if f.stat().st_size <= LARGEST)
 
 
@@ -55,6 +69,8 @@ def _encoded(codec: str, pixels: Any) -> bytes:
 
     if codec == "jpegxl":
         return bytes(imagecodecs.jpegxl_encode(pixels, lossless=True))
+    if codec == "recompressed":
+        return bytes(imagecodecs.jpegxl_encode_jpeg(imagecodecs.jpeg_encode(pixels, level=95)))
     if codec == "htj2k":
         return bytes(imagecodecs.htj2k_encode(pixels))
     if codec == "jpeg12":

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from hilum.core.types import IndexRow, Limits
+from hilum.data.isolation import refusal
 from hilum.medical.dicom.intake import DicomIntake
 
 SECONDS, MEMORY = 10.0, 512 << 20
-LIMITS = Limits(max_pixels=1 << 26, max_bytes=MEMORY, seconds=SECONDS)
+LIMITS = Limits(seconds=SECONDS)  # a user's but for time: what a file needs is measured, not capped
 
 
 class WatchedIntake(DicomIntake):
@@ -29,11 +30,7 @@ class WatchedIntake(DicomIntake):
         try:
             rows = super().read(path, limits)
         except Exception as error:  # what read_file does with it, but watched
-            from hilum.data.ledger import Rejected
-
-            if not isinstance(error, Rejected):
-                raise
-            rows = [IndexRow("quarantined", error.reason, error.what)]
+            rows = [refusal(error)]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - WatchedIntake._before
         rows[0].problems += [f"seconds:{time.monotonic() - start:.3f}", f"kilobytes:{grown:.0f}"]
         return rows

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 
 from hilum.core.cli import main
@@ -92,6 +93,69 @@ def test_real_dicoms_index_doctor_embed_predict(
     scored = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert len(scored) == len(files)
     assert all(r["reason"] for r in scored if r["status"] != "scored")
+
+
+def indexed(root: Path, study: Path) -> dict[str, tuple[str, str]]:
+    """path -> (status, reason) of an archive's files, which are all there once and counted as such."""
+    assert main(["index", str(root), "--out", str(study), "--workers", "2"]) in (0, 3)
+    names = {r["sample_id"]: r["path"] for r in pq.read_table(study / "private" / "paths.parquet").to_pylist()}
+    table = pq.read_table(study / "index.parquet").to_pylist()
+    found = {names[r["sample_id"]]: (r["status"], r["reason"]) for r in table}
+    assert set(found) == {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    counts = json.loads((study / "study.json").read_text())["counts"]
+    assert counts["found"] == counts["indexed"] + counts["skipped"] + counts["quarantined"] == len(table) == len(found)
+    return found
+
+
+def quarantined(found: dict[str, tuple[str, str]]) -> dict[str, str]:
+    return {path: reason for path, (status, reason) in found.items() if status == "quarantined"}
+
+
+def test_what_pydicom_data_holds(dicom_folder: Path, tmp_path: Path) -> None:
+    """Release 1.0.0: 68 files, none of them refused."""
+    found = indexed(dicom_folder, tmp_path / "study")
+    assert len(found) == 68
+    assert quarantined(found) == {}
+
+
+@pytest.mark.skipif(pydicom.__version__ != "3.0.2", reason="the list is of pydicom 3.0.2")
+def test_what_pydicom_carries(tmp_path: Path) -> None:
+    """The files that pydicom tests itself with, damaged ones among them."""
+    root = Path(pydicom.__file__).parent / "data" / "test_files"
+    refused = quarantined(indexed(root, tmp_path / "study"))
+    tiny = {p: refused.pop(p) for p in sorted(refused) if p.startswith("dicomdirtests/TINY_ALPHA/PT")}
+    assert len(tiny) == 50 and set(tiny.values()) == {"missing_attribute"}  # their pixels were taken out
+    assert refused == {
+        "JPEG2000-embedded-sequence-delimiter.dcm": "inconsistent_attributes",
+        "MR_truncated.dcm": "truncated_pixels",
+        "README.txt": "not_dicom",
+        "UN_sequence.dcm": "missing_attribute",
+        "badVR.dcm": "inconsistent_attributes",
+        "crayons.icc": "not_dicom",
+        "dicomdirtests/README.txt": "not_dicom",
+        "dicomdirtests/TINY_ALPHA/README": "not_dicom",
+        "empty_charset_LEI.dcm": "missing_attribute",
+        "meta_missing_tsyntax.dcm": "missing_attribute",
+        "nested_priv_SQ.dcm": "missing_attribute",
+        "no_meta.dcm": "not_dicom",
+        "no_meta_group_length.dcm": "missing_attribute",
+        "priv_SQ.dcm": "missing_attribute",
+        "rtplan.dump": "not_dicom",
+        "rtstruct.dump": "not_dicom",
+        "test1.json": "not_dicom",
+        "test_PN.json": "not_dicom",
+        "zipMR.gz": "unsupported_container",
+    }
+
+
+def test_licensed_medical_images_are_all_accounted_for(real_data: Path, tmp_path: Path) -> None:
+    if not (real_data / "medical").is_dir():
+        pytest.skip("HILUM_TEST_DATA holds no medical")
+    found = indexed(real_data / "medical", tmp_path / "study")
+    assert sum(status == "indexed" for status, _ in found.values()) > 1000
+    page = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text()
+    for reason in quarantined(found).values():
+        assert f"| `{reason.partition(':')[0]}` |" in page
 
 
 @pytest.fixture(scope="module")
