@@ -130,10 +130,11 @@ def test_merges_and_changes_across_interruptions(tmp_path: Path) -> None:
     root = tmp_path / "archive"
     for n in range(8):  # two spellings of every patient, far apart
         write(root / f"{n}.dcm", phantom(n), patient=f"{'p' if n < 4 else 'P'}-{n % 4}", study=n)
+    held = signal.getsignal(signal.SIGINT)
     for left in (3, 2):
         with pytest.raises(Interrupted) as caught:
             index(root, tmp_path / "s", intakes=[_Stopping(left), ImageFilesIntake()])
-        assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is held
     (root / "0.dcm").unlink()
     shutil.copy(root / "7.dcm", root / "1.dcm")
     shutil.copytree(tmp_path / "s", tmp_path / "other key")
