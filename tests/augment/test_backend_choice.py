@@ -11,7 +11,7 @@ from hilum.augment.augmenter import Augmenter, resolve_backend
 from hilum.core.errors import HilumError, MissingExtra
 from hilum.core.types import Batch, Meta, SampleKey, Window
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the extra cpu (numba) is not installed")
 
 AUGMENT = {
     "resized_crop": [0.3, 1.0],

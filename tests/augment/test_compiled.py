@@ -21,7 +21,7 @@ from hilum.augment.policy import Policy
 from hilum.core.errors import HilumError
 from hilum.core.types import Meta, Ragged, SampleKey, Window
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the extra cpu (numba) is not installed")
 
 DTYPES = {torch.uint8: 255, torch.uint16: 60000, torch.int16: 4000, torch.float16: 1, torch.float32: 1}
 TABLE = tuple(float(v) for v in np.linspace(0.0, 1.0, 301) ** 1.5)

@@ -107,7 +107,10 @@ def test_both_kernels_compile_and_without_a_gpu_it_says_so(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_every_variant_compiles(tmp_path: Path) -> None:
-    run(tmp_path, "all", len(VARIANTS) + 2)
+    told = run(tmp_path, "all", len(VARIANTS) + 2)
+    for architecture in ("80", "90"):
+        made = [kernel["kernel"] for kernel in told[architecture]]
+        assert (made.count("fuse"), made.count("shrink")) == (len(VARIANTS), 2)
 
 
 if __name__ == "__main__":

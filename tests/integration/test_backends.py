@@ -9,7 +9,7 @@ import yaml
 
 from hilum.verbs.training import start
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the extra cpu (numba) is not installed")
 
 RECIPES = {
     "medical/demo-cxr": ("pretrain", "train/reconstruction"),
